@@ -1,0 +1,13 @@
+"""Print a lock file without PyTorch and its CUDA wheels: `make setup TORCH=cpu` gets those from PyTorch's own index."""
+
+import re
+import sys
+
+TORCH = re.compile(r"(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)(\[[^]]*\])?==")
+
+keep = True
+for line in open(sys.argv[1], encoding="utf-8"):
+    if not line.startswith((" ", "#")):
+        keep = not TORCH.match(line)
+    if keep:
+        sys.stdout.write(line)

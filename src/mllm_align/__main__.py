@@ -1,0 +1,5 @@
+import sys
+
+from mllm_align.cli import main
+
+sys.exit(main())

@@ -1,0 +1,98 @@
+"""A model as annotator: asked which of two answers is better, in both orders.
+
+With k responses every pair is asked, k (k - 1) questions. A response's score is the mean over all k of the
+log-odds that it beats the other, which is the least-squares estimate of its Bradley-Terry strength; with
+two responses the difference of the scores is the mean log-odds of the two orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from mllm_align.annotators.base import Comparison, Judgement, Pairs, fill
+from mllm_align.annotators.pairs import best_worst
+from mllm_align.compute.decoding import first_token_logprobs
+from mllm_align.models.load import Policy, load_policy, reference
+from mllm_align.records import Example, Group
+
+
+@dataclass(frozen=True)
+class ModelAnnotator:
+    """Reads the log-odds of "A" against "B" as first word of the answer to `template`.
+
+    `template` has the fields {question}, {a} and {b}. `frozen` asks the policy with its adapter off.
+    """
+
+    policy: Policy
+    template: str
+    pairs: Pairs = best_worst
+    frozen: bool = False
+    batch_size: int = 32
+
+    def judge(self, groups: Sequence[Group]) -> list[Judgement]:
+        """One Judgement a Group. Equal texts are a tie and not asked about."""
+        asked = [(g, i, j) for g, group in enumerate(groups) for i, j in _different(group)]
+        questions = [self._question(groups[g], i, j) for g, i, j in asked]
+        questions += [self._question(groups[g], j, i) for g, i, j in asked]
+        odds = self._log_odds(questions)
+        made: list[list[Comparison]] = [[] for _ in groups]
+        for n, (g, i, j) in enumerate(asked):
+            made[g].append(Comparison(i, j, odds[n], odds[n + len(asked)]))
+        return [_judgement(len(group.responses), made[g]) for g, group in enumerate(groups)]
+
+    def prefer(self, groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[Group]:
+        """The Groups with scores and preferences filled."""
+        return fill(groups, judgements, self.pairs)
+
+    def annotate(self, groups: Sequence[Group]) -> list[Group]:
+        """`prefer(groups, judge(groups))`."""
+        return self.prefer(groups, self.judge(groups))
+
+    def _question(self, group: Group, a: int, b: int) -> Example:
+        example, responses = group.example, group.responses
+        prompt = self.template.format(question=example.prompt, a=responses[a].text, b=responses[b].text)
+        return replace(example, prompt=prompt)
+
+    def _log_odds(self, questions: Sequence[Example]) -> list[float]:
+        if not questions:
+            return []
+        with reference(self.policy) if self.frozen else nullcontext():
+            logprobs = first_token_logprobs(
+                self.policy, questions, ("A", "B"), batch_size=self.batch_size
+            )  # (n, 2)
+        return (logprobs[:, 0] - logprobs[:, 1]).tolist()
+
+
+def own(policy: Policy, *, template: str, pairs: Pairs = best_worst, batch_size: int = 32) -> ModelAnnotator:
+    """The policy judges itself as it was before training: adapter off, so the judge is the same all along."""
+    return ModelAnnotator(policy, template, pairs, frozen=True, batch_size=batch_size)
+
+
+def other(
+    policy: Policy,
+    *,
+    path: str,
+    template: str,
+    pairs: Pairs = best_worst,
+    batch_size: int = 32,
+    dtype: str = "float32",
+) -> ModelAnnotator:
+    """Another model judges, usually a larger one, loaded from `path` onto the policy's device."""
+    judge = load_policy(path, dtype=dtype, device=str(next(policy.model.parameters()).device))
+    return ModelAnnotator(judge, template, pairs, batch_size=batch_size)
+
+
+def _different(group: Group) -> list[tuple[int, int]]:
+    texts = [r.text for r in group.responses]
+    return [(i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] != texts[j]]
+
+
+def _judgement(k: int, comparisons: Sequence[Comparison]) -> Judgement:
+    scores = [0.0] * k
+    for c in comparisons:
+        scores[c.first] += c.preference / k
+        scores[c.second] -= c.preference / k
+    return Judgement(tuple(scores), tuple(comparisons))

@@ -1,0 +1,246 @@
+"""From Groups to tensors: prompts with their images, responses, and which token predicts which.
+
+Where prompt and response meet: the prompt is tokenised by itself up to the generation prompt ("...
+ASSISTANT:"), the response as what follows it in the chat template (" {text}" for Vicuna), and the end token
+is added. The response's tokens are those that it has right after the generation prompt's last words, so a
+tokenizer that joins a word with the space before it gives the tokens it would give for the whole text. A
+response that brings `token_ids` (one that a policy sampled) is used as it is, end token or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+
+from mllm_align.models.load import answer_lead, prompt_text
+from mllm_align.records import Example, Group, Response
+
+Tensors = TypeVar("Tensors", "Prompts", "Batch")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of B Examples. Rows that show the same image (by `ImageRef.key`) share one entry of
+    `pixel_values`.
+    """
+
+    prompt_ids: torch.Tensor  # (B, P) long, right-padded
+    prompt_mask: torch.Tensor  # (B, P) bool
+    pixel_values: (
+        torch.Tensor
+    )  # LLaVA-1.5 (images, 3, H, W); LLaVA-NeXT (images, tiles, 3, H, W), padded with empty tiles
+    image_sizes: torch.Tensor | None  # (images, 2) height, width of the original; None for LLaVA-1.5
+    image_index: torch.Tensor  # (B,) long
+    ids: tuple[str, ...]
+
+    def to(self, device: str | torch.device) -> Prompts:
+        return _to(self, device)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts as in `Prompts`, k responses each, and the preferences among them."""
+
+    prompt_ids: torch.Tensor  # (B, P)
+    prompt_mask: torch.Tensor  # (B, P)
+    response_ids: torch.Tensor  # (B, k, R) long, right-padded
+    response_mask: (
+        torch.Tensor
+    )  # (B, k, R) bool, true on real tokens with the end token; all false for a missing response
+    pixel_values: torch.Tensor
+    image_sizes: torch.Tensor | None
+    image_index: torch.Tensor  # (B,)
+    pairs: torch.Tensor  # (n, 3) long: row, chosen, rejected
+    pair_weights: torch.Tensor  # (n,) float
+    ids: tuple[str, ...]
+    truncated: int = 0  # responses cut by max_length
+
+    def to(self, device: str | torch.device) -> Batch:
+        return _to(self, device)
+
+
+def _to(record: Tensors, device: str | torch.device) -> Tensors:
+    values: dict[str, Any] = {f.name: getattr(record, f.name) for f in fields(record)}
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            values[name] = value.to(device, non_blocking=True)
+    return type(record)(**values)
+
+
+def collate(groups: Sequence[Group], processor: Any, *, max_length: int | None = None) -> Batch:
+    """Tensors of several Groups, on the CPU.
+
+    `max_length` bounds prompt (with its image tokens) plus response, in tokens: a longer response loses its
+    end and is counted in `truncated`; prompts and images are never cut. Raises ValueError for a prompt that
+    leaves no room, an empty group and an image token inside a text.
+    """
+    for group in groups:
+        if not group.responses:
+            raise ValueError(f"example {group.example.id}: the group has no responses.")
+    prompts = encode_prompts([group.example for group in groups], processor)
+    lengths = prompts.prompt_mask.sum(1).tolist()
+    tokens = encode_responses(groups, processor)
+    cut, truncated = _cut(tokens, lengths, prompts.ids, max_length)
+    response_ids, response_mask = _pad_responses(cut, processor.tokenizer.pad_token_id or 0)
+    pairs = [(row, p.chosen, p.rejected) for row, g in enumerate(groups) for p in g.preferences]
+    weights = [p.weight for g in groups for p in g.preferences]
+    return Batch(
+        prompt_ids=prompts.prompt_ids,
+        prompt_mask=prompts.prompt_mask,
+        response_ids=response_ids,
+        response_mask=response_mask,
+        pixel_values=prompts.pixel_values,
+        image_sizes=prompts.image_sizes,
+        image_index=prompts.image_index,
+        pairs=torch.tensor(pairs, dtype=torch.long).reshape(-1, 3),
+        pair_weights=torch.tensor(weights, dtype=torch.float32),
+        ids=prompts.ids,
+        truncated=truncated,
+    )
+
+
+def predictors(batch: Batch) -> torch.Tensor:
+    """Where in a packed row the hidden state is that predicts each response token: (B, k, R) long.
+
+    The one place that shifts labels. A packed row holds the prompt (P slots) and then the responses without
+    their last token (R - 1 slots each), since nothing is predicted from it. A response's first token is
+    predicted by the last *real* prompt token.
+    """
+    rows, forks, width = batch.response_ids.shape
+    last = batch.prompt_mask.sum(1) - 1  # (B,)
+    first = last[:, None, None].expand(rows, forks, 1)
+    slots = torch.arange(forks * (width - 1), device=last.device).view(1, forks, width - 1)
+    return torch.cat([first, (batch.prompt_ids.shape[1] + slots).expand(rows, -1, -1)], dim=2)
+
+
+def encode_prompts(examples: Sequence[Example], processor: Any) -> Prompts:
+    """Tokens and pixels of `examples`; each image is loaded and processed once."""
+    images = {example.image.key: example.image for example in examples}
+    order = {key: index for index, key in enumerate(images)}
+    pixels = processor(
+        images=[image.load() for image in images.values()],
+        text=[processor.image_token] * len(images),
+        return_tensors="pt",
+        padding=True,
+    )
+    image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    counts = (
+        (pixels["input_ids"] == image_token).sum(1).tolist()
+    )  # the processor knows how many tokens an image takes
+    index = [order[example.image.key] for example in examples]
+    rows = [
+        _expand(ids, image_token, counts[i])
+        for ids, i in zip(prompt_tokens(examples, processor), index, strict=True)
+    ]
+    ids, mask = _pad(rows, processor.tokenizer.pad_token_id or 0)
+    return Prompts(
+        prompt_ids=ids,
+        prompt_mask=mask,
+        pixel_values=pixels["pixel_values"],
+        image_sizes=pixels.get("image_sizes"),
+        image_index=torch.tensor(index, dtype=torch.long),
+        ids=tuple(example.id for example in examples),
+    )
+
+
+def prompt_tokens(examples: Sequence[Example], processor: Any) -> list[list[int]]:
+    """Token ids of each prompt with one image token, and the start token where the template leaves it to
+    the tokenizer.
+    """
+    try:
+        texts = [prompt_text(processor, example.prompt) for example in examples]
+    except ValueError:
+        for example in examples:  # name the one at fault
+            try:
+                prompt_text(processor, example.prompt)
+            except ValueError as error:
+                raise ValueError(f"example {example.id}: {error}") from error
+        raise
+    start = processor.tokenizer.bos_token
+    written = start is not None and texts[0].startswith(start)
+    return processor.tokenizer(texts, add_special_tokens=not written)["input_ids"]
+
+
+def encode_responses(groups: Sequence[Group], processor: Any) -> list[list[list[int]]]:
+    """Token ids of every response of every group, end token included where the response was not sampled."""
+    responses = [response for group in groups for response in group.responses]
+    texts = [response.text for response in responses if response.token_ids is None]
+    encoded = iter(response_tokens(texts, processor))
+    flat = [list(r.token_ids) if r.token_ids is not None else next(encoded) for r in responses]
+    image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    result, rest = [], iter(flat)
+    for group in groups:
+        tokens = [next(rest) for _ in group.responses]
+        for place, ids in enumerate(tokens):
+            if not ids or image_token in ids:
+                fault = "is empty" if not ids else f"contains the image token {processor.image_token!r}"
+                raise ValueError(f"example {group.example.id}: response {place} {fault}.")
+        result.append(tokens)
+    return result
+
+
+def response_tokens(texts: Sequence[str], processor: Any) -> list[list[int]]:
+    """Token ids of answers as they follow the generation prompt, with the end token."""
+    if not texts:
+        return []
+    tokenizer = processor.tokenizer
+    lead = answer_lead(processor)
+    anchor = prompt_text(processor, "\x00").split("\x00")[-1]  # " ASSISTANT:"
+    alone = tokenizer(anchor, add_special_tokens=False)["input_ids"]
+    joined = tokenizer([anchor + lead + text for text in texts], add_special_tokens=False)["input_ids"]
+    rows = []
+    for ids, text in zip(joined, texts, strict=True):
+        if ids[: len(alone)] == alone:
+            rows.append([*ids[len(alone) :], tokenizer.eos_token_id])
+        else:  # a tokenizer that merges across the boundary
+            ids = tokenizer(lead + text, add_special_tokens=False)["input_ids"]
+            rows.append([*ids, tokenizer.eos_token_id])
+    return rows
+
+
+def _expand(ids: list[int], token: int, count: int) -> list[int]:
+    place = ids.index(token)
+    return ids[:place] + [token] * count + ids[place + 1 :]
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
+    mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
+    return ids.view(len(rows), width), mask
+
+
+def _pad_responses(rows: list[list[list[int]]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
+    forks = max(len(row) for row in rows)
+    flat = [ids for row in rows for ids in [*row, *[[]] * (forks - len(row))]]
+    ids, mask = _pad(flat, value)
+    return ids.view(len(rows), forks, -1), mask.view(len(rows), forks, -1)
+
+
+def _cut(
+    rows: list[list[list[int]]], lengths: list[int], ids: tuple[str, ...], max_length: int | None
+) -> tuple[list[list[list[int]]], int]:
+    if max_length is None:
+        return rows, 0
+    for length, name in zip(lengths, ids, strict=True):
+        if length >= max_length:
+            raise ValueError(
+                f"example {name}: the prompt with its image takes {length} tokens and max_length is "
+                f"{max_length}; raise max_length (images and prompts are never cut)."
+            )
+    room = [max_length - length for length in lengths]
+    truncated = sum(len(r) > space for row, space in zip(rows, room, strict=True) for r in row)
+    return [[r[:space] for r in row] for row, space in zip(rows, room, strict=True)], truncated
+
+
+def text_of(token_ids: Sequence[int], processor: Any) -> str:
+    """The answer that `token_ids` spell, without special tokens and outer space."""
+    return processor.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+
+
+def as_response(token_ids: Sequence[int], processor: Any, source: str) -> Response:
+    """A sampled Response."""
+    return Response(text=text_of(token_ids, processor), source=source, token_ids=tuple(token_ids))

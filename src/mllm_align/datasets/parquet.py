@@ -1,0 +1,165 @@
+"""Preference sets as Parquet, in the standard vision form that TRL and `datasets` read.
+
+`images` (list of {bytes, path}), `prompt`, `chosen` and `rejected` (lists of {role, content}; TRL puts the
+image before the user's text) are what others train on: the first Preference of the Group. What the project
+needs beyond them stands in columns of its own: `id`, `reference`, `meta` (JSON), `responses`, `preferences`.
+A Group comes back equal, but for the class of its image: the encoded bytes under the same key (pixels that
+were never encoded become a PNG, without loss).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mllm_align.datasets.errors import BadDataError
+from mllm_align.datasets.images import BytesImage
+from mllm_align.records import Example, Group, ImageRef, Preference, Response
+
+# Rows that are written, and read, at a time: bounds the memory that encoded photos take.
+ROWS = 128
+
+_IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+_MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+_RESPONSES = pa.list_(
+    pa.struct(
+        {"text": pa.string(), "source": pa.string(), "token_ids": pa.list_(pa.int32()), "score": pa.float64()}
+    )
+)
+_PREFERENCES = pa.list_(pa.struct({"chosen": pa.int32(), "rejected": pa.int32(), "weight": pa.float64()}))
+_COLUMNS = {
+    "images": _IMAGES,
+    "prompt": _MESSAGES,
+    "chosen": _MESSAGES,
+    "rejected": _MESSAGES,
+    "id": pa.string(),
+    "reference": pa.string(),
+    "meta": pa.string(),
+    "responses": _RESPONSES,
+    "preferences": _PREFERENCES,
+}
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """The type in the words of `datasets`, which needs them to see a column of images as images."""
+    if kind.equals(_IMAGES):
+        return [{"_type": "Image"}]
+    if pa.types.is_list(kind):
+        return [_feature(kind.value_type)]
+    if pa.types.is_struct(kind):
+        return {part.name: _feature(part.type) for part in kind}
+    names = {pa.string(): "string", pa.int32(): "int32", pa.float64(): "float64"}
+    return {"dtype": names[kind], "_type": "Value"}
+
+
+_FEATURES = {name: _feature(kind) for name, kind in _COLUMNS.items()}
+_SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})})
+
+
+def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
+    """Writes all Groups or nothing: into a temporary file beside `path`, which then takes its name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            with pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
+                source = iter(groups)
+                while rows := [to_row(group) for group in islice(source, ROWS)]:
+                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_groups(path: str | Path) -> list[Group]:
+    """The Groups that `write_groups` wrote, in their order. Raises BadDataError for any other file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
+            if missing:
+                raise BadDataError(
+                    f"{path} has no column {', '.join(missing)}: mllm-align did not write it. "
+                    "Read it with dataset=local dataset.path=..."
+                )
+            return list(_groups(file))
+    except pa.ArrowInvalid as error:
+        raise BadDataError(f"{path} is not a whole Parquet file ({error}). Make it again.") from None
+
+
+def is_ours(columns: Iterable[str]) -> bool:
+    """Whether a file with these columns was written by `write_groups`."""
+    return set(_COLUMNS) <= set(columns)
+
+
+def to_row(group: Group) -> dict[str, Any]:
+    """One row of the file; `chosen` and `rejected` are empty where nothing is preferred."""
+    best = group.preferences[0] if group.preferences else None
+    example = group.example
+    return {
+        "images": [{"bytes": encode(example.image), "path": example.image.key}],
+        "prompt": [{"role": "user", "content": example.prompt}],
+        "chosen": _answer(group.responses[best.chosen]) if best else None,
+        "rejected": _answer(group.responses[best.rejected]) if best else None,
+        "id": example.id,
+        "reference": example.reference,
+        "meta": json.dumps(dict(example.meta), ensure_ascii=False, allow_nan=False),
+        "responses": [
+            {"text": r.text, "source": r.source, "token_ids": r.token_ids, "score": r.score}
+            for r in group.responses
+        ],
+        "preferences": [
+            {"chosen": p.chosen, "rejected": p.rejected, "weight": p.weight} for p in group.preferences
+        ],
+    }
+
+
+def from_row(row: Mapping[str, Any], image: ImageRef) -> Group:
+    """The inverse of `to_row`."""
+    example = Example(
+        row["id"], image, row["prompt"][0]["content"], row["reference"], json.loads(row["meta"] or "{}")
+    )
+    responses = tuple(
+        Response(
+            r["text"], r["source"], None if r["token_ids"] is None else tuple(r["token_ids"]), r["score"]
+        )
+        for r in row["responses"]
+    )
+    preferences = tuple(Preference(p["chosen"], p["rejected"], p["weight"]) for p in row["preferences"])
+    return Group(example, responses, preferences)
+
+
+def encode(image: ImageRef) -> bytes:
+    """The image's own bytes where it has them, else a PNG of its pixels."""
+    encoded = getattr(image, "encoded", None)
+    if encoded is not None:
+        return encoded()
+    buffer = io.BytesIO()
+    image.load().save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _groups(file: pq.ParquetFile) -> Iterator[Group]:
+    shared: dict[str, BytesImage] = {}  # many prompts may ask about one image: keep its bytes once
+    for batch in file.iter_batches(batch_size=ROWS):
+        for row in batch.to_pylist():
+            (picture,) = row["images"]
+            image = BytesImage(picture["bytes"], picture["path"])
+            known = shared.setdefault(image.key, image)
+            yield from_row(row, known if known == image else image)
+
+
+def _answer(response: Response) -> Sequence[Mapping[str, str]]:
+    return [{"role": "assistant", "content": response.text}]

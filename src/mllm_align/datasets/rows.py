@@ -1,0 +1,184 @@
+"""Files of rows: finds them, tells JSON, JSONL and Parquet apart by content, and yields row after row.
+
+A row that can't be read comes as a Fault in its place, so that the rows beside it are still seen.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mllm_align.datasets.errors import BadDataError, Fault
+
+Row = dict[str, Any]
+KINDS = {".json": "JSON", ".jsonl": "JSON", ".ndjson": "JSON", ".parquet": "Parquet"}
+_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_HELD_OUT = re.compile(r"(^|[-_.])(test|val|valid|validation|dev|eval)([-_.]|$)")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_BATCH = 64
+# A lone surrogate: what Python puts for a byte that is not UTF-8, so that the row can be named.
+_BROKEN = "\udcff"
+
+
+def find_files(path: str | Path) -> list[Path]:
+    """The files of rows that `path` names: a file, a folder, or a pattern such as `data/train-*.parquet`.
+
+    Raises BadDataError where there is none, or where a folder leaves open which of its files are meant.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return [path]
+    if any(mark in path.name for mark in "*?["):
+        files = sorted(file for file in path.parent.glob(path.name) if file.is_file())
+        if not files:
+            raise BadDataError(f"No file matches {path}. Correct dataset.path.")
+        return files
+    if not path.is_dir():
+        raise BadDataError(
+            f"{path} is not there. Set dataset.path to a JSON, JSONL or Parquet file, or a folder of them."
+        )
+    return _in_folder(path)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix in KINDS
+        and file.name not in _NOT_ROWS
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    if not files:
+        raise BadDataError(f"{folder} holds no .json, .jsonl or .parquet file. Correct dataset.path.")
+    kinds = Counter(KINDS[file.suffix] for file in files)
+    held_out = [file.name for file in files if _HELD_OUT.search(file.stem.lower())]
+    if len(kinds) > 1 or 0 < len(held_out) < len(files):
+        what = "JSON and Parquet files" if len(kinds) > 1 else f"held-out files ({held_out[0]}) beside others"
+        raise BadDataError(
+            f"{folder} holds {what}. Name the ones to train on: "
+            f"dataset.path={folder}/{files[0].name} or a pattern, dataset.path='{folder}/train*'."
+        )
+    return files
+
+
+def kind_of(path: Path) -> str:
+    """`JSON` (one list), `JSONL` or `Parquet`, by content. Raises BadDataError for anything else."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+        if head.startswith(b"PAR1"):
+            return "Parquet"
+        text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if text.startswith(b"["):
+            return "JSON"
+        if text.startswith(b"{"):
+            return "JSONL"
+    if not text:
+        raise BadDataError(f"{path} is empty. Put one JSON object a line into it, or correct dataset.path.")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadDataError(f"{path} is not UTF-8 but UTF-16. Save it as UTF-8.")
+    if head[:2] in (b"\x1f\x8b", b"PK", b"BZ") or head[:4] == b"\x28\xb5\x2f\xfd":
+        raise BadDataError(f"{path} is compressed. Unpack it first.")
+    raise BadDataError(
+        f"{path} is neither JSON, JSONL nor Parquet. Correct dataset.path, or convert the file."
+    )
+
+
+def read_rows(path: Path, kind: str) -> Iterator[tuple[int, Row | Fault]]:
+    """Every row of one file with its number, from 1 (in JSONL: its line)."""
+    for number, row in {"JSON": _json, "JSONL": _jsonl, "Parquet": _parquet}[kind](path):
+        if isinstance(row, dict | Fault):
+            yield number, row
+        else:
+            yield (
+                number,
+                Fault(None, f"is not an object but {type(row).__name__}", "Make each row a JSON object"),
+            )
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+            if text.strip():
+                try:
+                    row = json.loads(text.rstrip("\r\n"))
+                except (ValueError, RecursionError) as error:
+                    row = Fault(
+                        None,
+                        f"the line is not whole JSON ({_where(error, '')})",
+                        "Complete the line, or remove it",
+                    )
+                yield number, row
+
+
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    """Element by element: a list that breaks off names the row where it does."""
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    decode = json.JSONDecoder().raw_decode
+    at, number = _skip(text, _skip(text, 0) + 1), 0
+    while text[at : at + 1] != "]":
+        number += 1
+        try:
+            row, at = decode(text, at)
+        except (ValueError, RecursionError) as error:
+            yield number, _rest(f"the JSON list breaks off or is damaged here ({_where(error)})")
+            return
+        yield number, row
+        at = _skip(text, at)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != "]":
+            line = text.count("\n", 0, at) + 1
+            yield number + 1, _rest(f"the JSON list breaks off here (no , or ] in line {line})")
+            return
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                columns = {name: _cells(batch.column(name)) for name in batch.schema.names}
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield number, {name: cells[index] for name, cells in columns.items()}
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        yield number + 1, _rest(f"the Parquet file is cut short or damaged ({reason})")
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_cell(value) for value in column]
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return _BROKEN
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _where(error: Exception, line: str | None = None) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        line = f"line {error.lineno}, " if line is None else line
+        return f"{error.msg}, {line}column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _rest(fault: str) -> Fault:
+    return Fault(None, f"{fault}; nothing from this row on can be read", "Get a whole copy of the file")

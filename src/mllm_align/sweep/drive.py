@@ -1,0 +1,216 @@
+"""From Hydra's launcher to a finished sweep: compose, check, plan, run, report.
+
+Knows Hydra; the other modules of this folder do not.
+"""
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.text import Text
+
+from mllm_align.host import usable_cores
+from mllm_align.redact import redact_overrides
+from mllm_align.store import Store, load
+from mllm_align.sweep.cells import Planned, Refused, check, cross, read_rows
+from mllm_align.sweep.plan import make_plan, show
+from mllm_align.sweep.report import Report, driver_overrides, sweep_name, tell_end
+from mllm_align.sweep.run import Settings, run_plan
+
+REFUSED = 2
+STOPPED = 130
+
+Overrides = list[tuple[str, ...]]
+Results = list[tuple[tuple[str, ...], dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class LauncherConfig:
+    """The keys of conf/hydra/launcher/cells.yaml, which says what each one does."""
+
+    plan: str
+    task: str
+    command: str
+    outputs: str
+    store: str
+    preload: Sequence[str] = ()
+    workers: int = 1
+    threads: int | None = None
+    cells: str | None = None
+    name: str | None = None
+    plan_only: bool = False
+    fail_fast: bool = False
+    retries: int = 0
+
+
+def drive(
+    jobs: Sequence[Sequence[str]], loader: ConfigLoader, master: DictConfig, config: LauncherConfig
+) -> Results:
+    """Overrides and headline metrics of each cell; none where only the plan was asked for.
+
+    Raises SystemExit: 2 where a cell was refused and nothing ran, 1 where one failed, 130 after Ctrl-C.
+    """
+    console = Console(highlight=False)
+    _drop_hydras_copy(master)
+    try:
+        settings = _settings(config)
+        overrides = _expand(jobs, config.cells, loader)
+        cells, refused = check(overrides, partial(_compose, loader, master), load(config.plan))
+    except ValueError as error:
+        console.print(Text(str(error)), soft_wrap=True)
+        sys.exit(REFUSED)
+    if refused:
+        _tell_refused(refused, len(overrides), console)
+        sys.exit(REFUSED)
+    if len(cells) < len(overrides):
+        console.print(f"{len(overrides)} cells were asked for; those that are the same count once.")
+    store = Store(config.store)
+    name = sweep_name(config.name, cells)
+    cells = [_named(planned, name) for planned in cells]
+    plan = make_plan(cells, store, settings.outputs, settings.workers)
+    show(plan, console, settings.workers, settings.threads)
+    if config.plan_only:
+        return []
+    program = _program(config)
+    command = shlex.join([*shlex.split(program), "-m", *redact_overrides(_given(master))])
+    about = {"command": command, "workers": settings.workers, "threads": settings.threads}
+    report = Report(name, cells, settings.outputs, store, about)
+    report.found(plan.finished)
+    stopped = _run_until_stopped(lambda: run_plan(plan, settings, report, console))
+    driver = driver_overrides(_given(master))
+    code = tell_end(report, console, program, driver)
+    if stopped:
+        console.print(Text(f"Stopped. To continue the whole sweep:\n  {command}"), soft_wrap=True)
+        sys.exit(STOPPED)
+    if code:
+        sys.exit(code)
+    return [(planned.overrides, report.outcomes[planned.name].metrics) for planned in cells]
+
+
+def _settings(config: LauncherConfig) -> Settings:
+    """Raises ValueError where a number cannot be."""
+    if config.workers < 1 or config.retries < 0 or (config.threads is not None and config.threads < 1):
+        raise ValueError("sweep.workers and sweep.threads must be 1 or more, sweep.retries 0 or more")
+    return Settings(
+        task=config.task,
+        outputs=Path(config.outputs),
+        workers=config.workers,
+        # By the workers asked for, not by the cells left: a continued sweep must compute with the same
+        # number of threads, or its sums differ in the last bit.
+        threads=config.threads or max(1, usable_cores() // config.workers),
+        fail_fast=config.fail_fast,
+        retries=config.retries,
+        preload=tuple(config.preload),
+    )
+
+
+def _expand(
+    jobs: Sequence[Sequence[str]], rows_file: str | None, loader: ConfigLoader
+) -> list[tuple[str, ...]]:
+    """The jobs, crossed with the rows of the file; a row may hold comma-separated choices itself."""
+    if rows_file is None:
+        return [tuple(job) for job in jobs]
+    parser = OverridesParser.create(config_loader=loader)
+    rows = [
+        tuple(row)
+        for written in read_rows(Path(rows_file))
+        for batch in BasicSweeper.split_arguments(parser.parse_overrides(list(written)), None)
+        for row in batch
+    ]
+    return cross(jobs, rows)
+
+
+def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """One cell's config as plain data. Raises where a value is missing, or set out of the sweep's sight."""
+    config = loader.load_sweep_config(master, list(overrides))
+    for name in ("sweep", "hydra.launcher", "hydra.sweeper"):
+        if _plain(config, name) != _plain(master, name):
+            raise ValueError(
+                f"this cell sets {name}, which is read once for the whole sweep: give it on the command "
+                "line without commas, or in a file that is not itself swept over"
+            )
+    HydraConfig.instance().set_config(config)
+    names = [str(key) for key in config if key != "hydra"]
+    values = OmegaConf.to_container(OmegaConf.masked_copy(config, names), resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _plain(config: DictConfig, name: str) -> Any:
+    part = OmegaConf.select(config, name)
+    return OmegaConf.to_container(part, resolve=False) if OmegaConf.is_config(part) else part
+
+
+def _named(planned: Planned, name: str) -> Planned:
+    """The cell is told the sweep's name, to group its runs by; its key does not depend on it."""
+    sweep = {**dict(planned.config.get("sweep") or {}), "id": name}
+    return replace(planned, config={**planned.config, "sweep": sweep})
+
+
+def _tell_refused(refused: Sequence[Refused], count: int, console: Console) -> None:
+    console.print(f"[bold red]Nothing was run[/]: {len(refused)} of {count} cells cannot run.")
+    for cell in refused:
+        words = shlex.join(redact_overrides(cell.overrides))
+        console.print(Text(f"  {words}\n    {cell.reason}"), soft_wrap=True)
+
+
+def _run_until_stopped(run: Any) -> bool:
+    """Whether Ctrl-C, or a scheduler's SIGTERM, ended it."""
+    try:
+        with _sigterm_as_ctrl_c():
+            run()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = (signal.SIGTERM, signal.SIGINT)  # SIGINT too: a shell's background jobs start with it ignored
+    before = [signal.signal(number, signal.default_int_handler) for number in wanted]
+    try:
+        yield
+    finally:
+        for number, handler in zip(wanted, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _given(master: DictConfig) -> list[str]:
+    """What stood on the command line, but for what Hydra adds by itself."""
+    given = [*master.hydra.overrides.task, *master.hydra.overrides.hydra]
+    return [str(item) for item in given if not str(item).startswith("hydra.mode=")]
+
+
+def _program(config: LauncherConfig) -> str:
+    """The program's call with the options by which Hydra found its configs (`--config-dir` and the like)."""
+    options = [
+        argument if "=" in argument else f"{argument}={sys.argv[index + 1]}"
+        for index, argument in enumerate(sys.argv)
+        if argument.startswith(("--config-dir", "--config-name", "--config-path"))
+    ]
+    return shlex.join([*shlex.split(config.command), *options])
+
+
+def _drop_hydras_copy(master: DictConfig) -> None:
+    """Hydra's sweeper has saved multirun.yaml, secrets and all; the records hold what is needed."""
+    folder = Path(str(master.hydra.sweep.dir))
+    (folder / "multirun.yaml").unlink(missing_ok=True)
+    with suppress(OSError):  # left where it is in use
+        folder.rmdir()
+        folder.parent.rmdir()

@@ -1,0 +1,161 @@
+"""What a sweep would do: which cells run, which stages they share, how long it may take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.table import Column, Table
+
+from mllm_align.record import read_record
+from mllm_align.store import Stage, Store
+from mllm_align.sweep.cells import Planned
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep, split by whether they are finished, and their stages, each once.
+
+    `missing` are the stages that the unfinished cells need and the store lacks.
+    """
+
+    finished: tuple[Planned, ...]
+    pending: tuple[Planned, ...]
+    continued: tuple[Planned, ...]
+    stages: dict[str, Stage]
+    missing: dict[str, Stage]
+    seconds: float | None
+    unknown: tuple[str, ...]
+
+
+def make_plan(cells: Sequence[Planned], store: Store, outputs: Path, workers: int) -> Plan:
+    """Checks every finished run and every stored stage that is needed against its checksums."""
+    finished = [planned for planned in cells if planned.cell.finished(outputs)]
+    pending = [planned for planned in cells if planned not in finished]
+    continued = [
+        planned for planned in pending if read_record(planned.folder(outputs)).get("key") == planned.cell.key
+    ]
+    stages = _unique(cells)
+    missing = _missing(pending, store)
+    seconds, unknown = _estimate(pending, missing, store, workers)
+    return Plan(tuple(finished), tuple(pending), tuple(continued), stages, missing, seconds, unknown)
+
+
+def stage_names(planned: Planned) -> dict[str, Stage]:
+    """Name/key -> stage, of a cell's stages with their inputs."""
+    return {f"{part.name}/{part.key}": part for stage in planned.cell.stages for part in stage.with_inputs()}
+
+
+def _unique(cells: Sequence[Planned]) -> dict[str, Stage]:
+    return {name: stage for planned in cells for name, stage in stage_names(planned).items()}
+
+
+def _missing(pending: Sequence[Planned], store: Store) -> dict[str, Stage]:
+    """Only what will be built: the inputs of a stored stage are not needed."""
+    missing: dict[str, Stage] = {}
+    queue = [stage for planned in pending for stage in planned.cell.stages]
+    while queue:
+        stage = queue.pop()
+        name = f"{stage.name}/{stage.key}"
+        if name not in missing and not store.has(stage):
+            missing[name] = stage
+            queue.extend(stage.inputs.values())
+    return missing
+
+
+def _estimate(
+    pending: Sequence[Planned], missing: dict[str, Stage], store: Store, workers: int
+) -> tuple[float | None, tuple[str, ...]]:
+    """Seconds if the workers share the work evenly, and the names of what nothing is known about."""
+    cells = {planned.cell.label: planned.cell.estimate_seconds() for planned in pending}
+    stages = {stage.name: store.typical_seconds(stage.name) for stage in missing.values()}
+    unknown = [name for name, seconds in {**cells, **stages}.items() if seconds is None]
+    total = sum(cells[planned.cell.label] or 0.0 for planned in pending)
+    total += sum(stages[stage.name] or 0.0 for stage in missing.values())
+    known = total > 0 or not pending
+    return (total / max(1, min(workers, len(pending))) if known else None), tuple(unknown)
+
+
+# --- showing -----------------------------------------------------------------------------------------------
+
+
+def show(plan: Plan, console: Console, workers: int, threads: int | None) -> None:
+    """Print the plan; `threads` is a worker's, None where the run chooses itself."""
+    console.print(Group(_cells_table(plan), _stages_table(plan)))
+    count = len(plan.finished) + len(plan.pending)
+    fresh = len(plan.pending) - len(plan.continued)
+    stored = len(plan.stages) - len(plan.missing)
+    console.print(
+        f"[bold]{_count(count, 'cell')}[/]: {len(plan.finished)} finished already, {fresh} to run, "
+        f"{len(plan.continued)} to continue; {_count(len(plan.stages), 'unique stage')}: {stored} stored or "
+        f"not needed, {len(plan.missing)} to build.",
+        soft_wrap=True,
+    )
+    each = f" with {_count(threads, 'thread')} each" if threads else ""
+    console.print(
+        f"{_count(workers, 'worker')}{each}; estimated time: {_time_text(plan)}.",
+        soft_wrap=True,
+    )
+
+
+def _cells_table(plan: Plan) -> Table:
+    table = Table(
+        Column("cell", overflow="fold"),
+        "seeds",
+        "finished",
+        "to run",
+        "to continue",
+        "estimate a seed",
+        title="Cells",
+    )
+    for label in dict.fromkeys(planned.cell.label for planned in (*plan.finished, *plan.pending)):
+        finished = _seeds(plan.finished, label)
+        continued = _seeds(plan.continued, label)
+        fresh = [seed for seed in _seeds(plan.pending, label) if seed not in continued]
+        every = sorted({*finished, *continued, *fresh})
+        estimate = next((p.cell.estimate_seconds() for p in plan.pending if p.cell.label == label), 0.0)
+        columns = [_join(every), _join(finished), _join(fresh), _join(continued)]
+        table.add_row(
+            label, *columns, "unknown" if estimate is None else duration(estimate) if estimate else ""
+        )
+    return table
+
+
+def _stages_table(plan: Plan) -> Table:
+    table = Table("stage", "unique", "stored or not needed", "to build", title="Stages")
+    for name in dict.fromkeys(stage.name for stage in plan.stages.values()):
+        unique = sum(stage.name == name for stage in plan.stages.values())
+        missing = sum(stage.name == name for stage in plan.missing.values())
+        table.add_row(name, str(unique), str(unique - missing), str(missing))
+    return table
+
+
+def _seeds(cells: Sequence[Planned], label: str) -> list[int]:
+    return [planned.cell.seed for planned in cells if planned.cell.label == label]
+
+
+def _join(seeds: Sequence[int]) -> str:
+    return " ".join(str(seed) for seed in seeds) or "-"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _time_text(plan: Plan) -> str:
+    if not plan.pending:
+        return "nothing to run"
+    if plan.seconds is None:
+        return "unknown (no earlier run of these cells)"
+    unknown = f", not counting {', '.join(plan.unknown)} (never timed)" if plan.unknown else ""
+    return f"about {duration(plan.seconds)}{unknown}"
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole or not seconds else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,131 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mllm_align.store import Stage, Store
+from mllm_align.sweep.cells import Planned, check, cross, read_rows
+from mllm_align.sweep.plan import duration, make_plan
+from mllm_align.sweep.report import Report, driver_overrides, rerun_command, sweep_name
+from mllm_align.sweep.run import choose
+
+
+@dataclass(frozen=True)
+class FakeCell:
+    label: str
+    seed: int = 0
+    key: str = "k"
+    stages: tuple[Stage, ...] = ()
+    seconds: float | None = None
+    done: bool = False
+
+    def finished(self, outputs):
+        return self.done
+
+    def estimate_seconds(self):
+        return self.seconds
+
+
+def planned(label: str, **more) -> Planned:
+    overrides = more.pop("overrides", ("a=1",))
+    return Planned(FakeCell(label, **more), overrides, {})
+
+
+def stage(name: str, config: int = 0, **inputs: Stage) -> Stage:
+    return Stage(name, "mllm_align.store.write_json", {"config": config}, inputs)
+
+
+def test_rows_are_read_and_crossed(tmp_path):
+    file = tmp_path / "rows.yaml"
+    file.write_text("- [a=1, b=2]\n- ['a=3']\n")
+    rows = read_rows(file)
+    assert rows == [("a=1", "b=2"), ("a=3",)]
+    want = [("seed=0", "a=1", "b=2"), ("seed=0", "a=3"), ("seed=1", "a=1", "b=2"), ("seed=1", "a=3")]
+    assert cross([("seed=0",), ("seed=1",)], rows) == want
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{a: 1}", "must be a list"),
+        ("", "must be a list"),
+        ("- [a=1]\n- a=1", "row 2 is 'a=1', not a list"),
+        ("- [a=1]\n- [{a: 1}]", "row 2"),
+        ("- [a=1", "is not YAML"),
+        ("- [alignment]", "row 1"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, text, words):
+    file = tmp_path / "rows.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_rows(file)
+
+
+def test_a_name_set_twice_is_refused():
+    with pytest.raises(ValueError, match="row 2 sets seed, which the command line sets too"):
+        cross([("seed=0",)], [("a=1",), ("+seed=1",)])
+
+
+def test_cells_that_would_share_a_folder_are_refused_and_equal_ones_count_once():
+    def plan(config):
+        return FakeCell("same", key=config["key"])
+
+    cells, refused = check([["x=a"], ["x=a"], ["x=b"]], lambda item: {"key": item[0]}, plan)
+    assert [cell.overrides for cell in cells] == [("x=a",)]
+    assert len(refused) == 1
+    assert "would share its run folder" in refused[0].reason
+
+
+def test_plan_counts_each_stage_once_and_estimates_by_what_is_missing(tmp_path):
+    shared, other = stage("preferences"), stage("preferences", 1)
+    reference = stage("reference", preferences=shared)
+    cells = [
+        planned("dpo", seed=0, stages=(shared, reference), seconds=100.0),
+        planned("dpo", seed=1, stages=(shared, reference), seconds=100.0),
+        planned("ipo", stages=(other,), seconds=None),
+        planned("none", done=True, stages=(stage("unneeded"),)),
+    ]
+    plan = make_plan(cells, Store(tmp_path), tmp_path, workers=2)
+    assert [len(part) for part in (plan.finished, plan.pending, plan.continued)] == [1, 3, 0]
+    assert len(plan.stages) == 4
+    assert len(plan.missing) == 3
+    assert plan.seconds == 100.0  # two cells of 100 s shared by two workers
+    assert set(plan.unknown) == {"ipo", "preferences", "reference"}
+
+
+def test_the_next_cell_is_the_one_that_waits_for_nobody():
+    shared, other = stage("a"), stage("b")
+    missing = {f"{one.name}/{one.key}": one for one in (shared, other)}
+    waiting = [planned("x", stages=(shared,)), planned("y", stages=(other,)), planned("z")]
+    assert choose(waiting, frozenset(), missing) == 0
+    assert choose(waiting, frozenset({f"a/{shared.key}"}), missing) == 1
+    assert choose(waiting, frozenset({f"a/{shared.key}"}), {}) == 0  # it has been built meanwhile
+
+
+def test_a_sweep_has_the_same_name_in_any_order_unless_it_is_given_one():
+    cells = [planned("x", key="1"), planned("y", key="2")]
+    assert sweep_name(None, cells) == sweep_name(None, cells[::-1])
+    assert sweep_name("demo", cells) == "demo"
+
+
+def test_the_rerun_command_names_the_cells_but_no_secret(tmp_path):
+    overrides = ("alignment=dpo", "sweep.workers=2", "annotator.api_key=sk-1", "plan=false")
+    cell = planned("dpo", overrides=overrides)
+    report = Report("id", [cell], tmp_path, Store(tmp_path), {})
+    driver = driver_overrides(["sweep.workers=2", "seed=0,1", "plan=false", "sweep.cells=old.yaml"])
+    line = rerun_command(report, [cell], "mllm-align train", driver)
+    file = tmp_path / "sweeps" / "id" / "again.yaml"
+    assert line == f"mllm-align train -m sweep.cells={file} sweep.workers=2 annotator.api_key=..."
+    assert read_rows(file) == [("alignment=dpo",)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (0.4, "0.4 s"), (8, "8 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_duration(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_run_folder_of_a_planned_cell():
+    assert planned("x", seed=2).folder(Path("out")) == Path("out/runs/x/seed2")
