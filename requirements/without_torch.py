@@ -2,11 +2,12 @@
 
 import re
 import sys
+from pathlib import Path
 
 TORCH = re.compile(r"(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)(\[[^]]*\])?==")
 
 keep = True
-for line in open(sys.argv[1], encoding="utf-8"):
+for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines(keepends=True):
     if not line.startswith((" ", "#")):
         keep = not TORCH.match(line)
     if keep:

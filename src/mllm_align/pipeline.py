@@ -1,4 +1,4 @@
-"""One cell of a grid, from its composed config to its record: what would run (`plan_cell`), and running it (`run_cell`).
+"""One cell of a grid, from its composed config to its record: what would run (`plan_cell`), and doing it (`run_cell`).
 
     preferences ──► reference log-probs ──► training ──► predictions ──► metrics
     (store)         (store)                 (run folder, with the record)
@@ -80,9 +80,8 @@ def check(config: Config) -> None:
     wanted = method["when"]
     if sampler["when"] != wanted:
         instead = {"online": "sampler=policy", "offline": "sampler=dataset"}[wanted]
-        raise ImpossibleCell(
-            f"alignment={method['name']} is {wanted} but sampler={sampler['name']} is {sampler['when']}; choose {instead}"
-        )
+        names = f"alignment={method['name']} is {wanted} but sampler={sampler['name']} is {sampler['when']}"
+        raise ImpossibleCell(f"{names}; choose {instead}")
     if needs(config, "annotator") and annotator["build"] is None:
         raise ImpossibleCell(
             f"alignment={method['name']} draws its own responses and needs a judge; "

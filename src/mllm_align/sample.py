@@ -1,4 +1,4 @@
-"""`mllm-align sample`: build a preference set and write it as Parquet, in the form that TRL and `dataset=local` read."""
+"""`mllm-align sample`: a preference set as Parquet, in the form that TRL and `dataset=local` read."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ def run(cell: Cell, record: RunRecord, todo: Sequence[str]) -> None:
         for name in todo:
             with record.stage(f"benchmark {name}"):
                 answer_benchmark(cell, record, policy, name)
-        logger.summarise(flat_metrics(record), sample_rows(record))
+        logger.summarise(flat_metrics(record), sample_rows(cell, record))
     record.note(headline=headline(cell, record))
 
 
@@ -207,11 +208,20 @@ def headline(cell: Cell, record: RunRecord) -> dict[str, float]:
     return {f"{name}/{metric}": metrics[name][metric] for name, metric in shown.items()}
 
 
-def sample_rows(record: RunRecord, number: int = 8) -> list[dict[str, Any]]:
-    """A few generations to look at: the first longest-answer benchmark's first rows, as they are in its predictions."""
-    files = sorted((record.folder / "predictions").glob("*.jsonl"))
-    rows = [benchmarks.read_jsonl(file)[:number] for file in files]
-    return max(rows, key=lambda part: sum(len(row["prediction"]) for row in part), default=[])
+def sample_rows(cell: Cell, record: RunRecord, number: int = 8) -> list[dict[str, Any]]:
+    """A few generations to look at, with their images: the first ones of the benchmark with the longest answers."""
+    first = {
+        name: benchmarks.read_jsonl(record.folder / "predictions" / f"{name}.jsonl")[:number]
+        for name in cell.benchmarks
+    }
+    if not first:
+        return []
+    name = max(first, key=lambda name: sum(len(row["prediction"]) for row in first[name]))
+    images = {e.id: e.image for e in instantiate(cell.config["benchmark"]["tasks"][name]).examples()}
+    return [
+        {"image": images[row["id"]], "prompt": row["prompt"], "response": row["prediction"]}
+        for row in first[name]
+    ]
 
 
 # --- small things ------------------------------------------------------------------------------------------
@@ -219,10 +229,16 @@ def sample_rows(record: RunRecord, number: int = 8) -> list[dict[str, Any]]:
 
 def load(spec: Config, accelerator: str, adapter: Path | str | None = None) -> Policy:
     """A base model of conf/base_model, on the device that the trainer would use."""
+    quiet_libraries()
+    return load_policy(spec["path"], dtype=spec["dtype"], device=device(accelerator), adapter=adapter)
+
+
+def quiet_libraries() -> None:
+    """Without the bars of files that load in a moment, and a warning about a name that PEFT has yet to change."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    return load_policy(spec["path"], dtype=spec["dtype"], device=device(accelerator), adapter=adapter)
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
 
 def device(accelerator: str) -> str:

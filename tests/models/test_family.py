@@ -42,7 +42,9 @@ def picture(height, width, seed=0):
 # ---------------------------------------------------------------- tokenizer and chat template
 
 
-@pytest.mark.parametrize("text", ["", " ", "Is there a cup?\n\t  x", "naïve 猫 🙂 \u200b 12.5% <b>", "USER: a</s>b"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "Is there a cup?\n\t  x", "naïve 猫 🙂 \u200b 12.5% <b>", "USER: a</s>b"]
+)
 def test_any_text_survives(tokenizer, text):
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
@@ -94,7 +96,9 @@ def test_prompt_and_answer_tokens_concatenate(tokenizer):
 
 @pytest.mark.parametrize("shape", [(96, 96), (48, 64), (123, 77), (40, 200), (480, 640), (700, 150)])
 def test_processor_counts_the_features(built, shape):
-    inputs = built.processor(images=[picture(*shape)], text=["USER: <image>\nHi ASSISTANT:"], return_tensors="pt")
+    inputs = built.processor(
+        images=[picture(*shape)], text=["USER: <image>\nHi ASSISTANT:"], return_tensors="pt"
+    )
     pixels = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes")}
     with torch.no_grad():
         features = built.model.get_image_features(**pixels).pooler_output
@@ -124,10 +128,14 @@ def test_saved_folder_loads_by_the_auto_classes(built, tmp_path):
 def test_training_sees_what_the_processor_makes(tokenizer, make, pixels):
     images = np.stack([render(sample_scene("sft", i)) for i in range(3)])
     processor = make(TINY, tokenizer).processor
-    theirs = processor.image_processor([Image.fromarray(i) for i in images], return_tensors="pt")["pixel_values"]
+    theirs = processor.image_processor([Image.fromarray(i) for i in images], return_tensors="pt")[
+        "pixel_values"
+    ]
     ours = pixels(torch.from_numpy(images))
     assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() < 2.1 / 127.5  # resizing may round a grey level differently
+    difference = (ours - theirs).abs() * 127.5  # in grey levels: the processor rounds between its two passes
+    assert difference.max() < 6
+    assert difference.mean() < 0.3
 
 
 # ---------------------------------------------------------------- stage 1
@@ -175,7 +183,9 @@ def test_rows_hold_each_item_once(tokenizer):
             answer = [t for t in targets if t >= 0]
             silent = len(targets) - len(answer)
             assert targets[:silent] == [-1] * silent
-            assert ids[silent + 1 :] == answer[:-1]  # each answer token is predicted where the one before stands
+            assert (
+                ids[silent + 1 :] == answer[:-1]
+            )  # each answer token is predicted where the one before stands
             assert tokenizer.decode(ids[: silent + 1]).endswith(" ASSISTANT:")
             assert answer[-1] == tokenizer.eos_token_id
             assert made.positions[row][mine].tolist() == list(range(3, 3 + len(ids)))
@@ -193,7 +203,6 @@ def test_block_mask_by_hand():
 
 def test_packed_row_equals_separate_conversations(built):
     """The packed forward gives the logits that the plain model gives for one conversation at a time."""
-    chosen = next(r for r in recipe.RECIPES.values() if r.make is MAKERS[built.model.config.model_type])
     prefix = recipe.prefix_ids(built)
     batch = rows.make_rows(0, 1, rows.Mix(), built.processor.tokenizer, prefix, seed=0)
     scene_image = Image.fromarray(batch.images[0].numpy())

@@ -94,8 +94,8 @@ def _inference(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-        # Before pytorch#165068 autocast kept its low-precision copies of weights for the rest of the step. Copies made here
-        # have no gradient, and the step's own forward pass would silently train nothing with them.
+        # Before pytorch#165068 autocast kept its low-precision copies of weights for the rest of the step. Copies made
+        # here have no gradient, and the step's own forward pass would silently train nothing with them.
         torch.clear_autocast_cache()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TILE, TILE_PATCH = 32, 16
 VIEW, VIEW_PATCH = 48, 8
@@ -35,8 +35,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Built:
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    """A LlavaForConditionalGeneration or LlavaNextForConditionalGeneration and its processor."""
+
+    model: Any
+    processor: Any
 
 
 def _vision_config(size: Size, image_size: int, patch_size: int) -> Any:

@@ -40,19 +40,24 @@ def judge_pairs(n: int, split: str = "evaluation") -> list[dict[str, Any]]:
     for index in range(n):
         scene, rng = sample_scene(split, index), random.Random(f"judge/{split}/{index}")
         short = question_items(scene, rng)
-        for question, true, task in (describe_item(scene, rng, noise=0.0), short[int(rng.random() * len(short))]):
+        for question, true, task in (
+            describe_item(scene, rng, noise=0.0),
+            short[int(rng.random() * len(short))],
+        ):
             false = corrupt(true, scene, rng, n=1, prompt=question).text
             if false != true:
                 part = "describe" if task == "describe" else "short"
-                pairs.append({"scene": scene, "question": question, "true": true, "false": false, "part": part})
+                pairs.append(
+                    {"scene": scene, "question": question, "true": true, "false": false, "part": part}
+                )
     return pairs
 
 
 def judge(policy: Policy, n: int, split: str = "evaluation") -> dict[str, Interval]:
     """Accuracy of "Which answer is better?", each pair asked in both orders.
 
-    `accuracy` averages the orders, `decided` is that of the sign of the mean log-odds of both orders (what the annotators
-    use), `consistent` the share right in both, `said_a` the share of "A" (0.5 without position bias).
+    `accuracy` averages the orders, `decided` is that of the sign of the mean log-odds of both orders (what the
+    annotators use), `consistent` the share right in both, `said_a` the share of "A" (0.5 without position bias).
     """
     pairs = judge_pairs(n, split)
     odds = np.stack([_log_odds(policy, pairs, order) for order in (False, True)])  # (2, pairs): of "A"
@@ -100,7 +105,11 @@ def _log_odds(policy: Policy, pairs: Sequence[Mapping[str, Any]], swapped: bool)
 
 def measure(policy: Policy, n: int, folder: Path, split: str = "evaluation") -> dict[str, dict[str, Any]]:
     """{benchmark/metric: interval} of POPE, descriptions, short questions and judging over `n` scenes."""
-    benchmarks: dict[str, Benchmark] = {"pope": Pope(n, split), "recall": Recall(n, split), "vqa": Vqa(n, split)}
+    benchmarks: dict[str, Benchmark] = {
+        "pope": Pope(n, split),
+        "recall": Recall(n, split),
+        "vqa": Vqa(n, split),
+    }
     found: dict[str, Interval] = {}
     for name, benchmark in benchmarks.items():
         predictions = run(policy, benchmark, folder / f"{name}.jsonl")
@@ -125,7 +134,13 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = {"models": "asset://scenes/base", "n": "1000", "out": "outputs/calibration", "figure": "", "split": "evaluation"}
+    options = {
+        "models": "asset://scenes/base",
+        "n": "1000",
+        "out": "outputs/calibration",
+        "figure": "",
+        "split": "evaluation",
+    }
     for word in arguments:
         key, equals, value = word.partition("=")
         if not equals or key not in options:

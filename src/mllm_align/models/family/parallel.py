@@ -28,7 +28,7 @@ class Team:
 
     def average(self, parameters: Sequence[torch.Tensor]) -> None:
         """Replaces each gradient by its mean over the processes."""
-        if self.world == 1:
+        if self.table is None:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         sizes = [g.numel() for g in gradients]
@@ -41,12 +41,17 @@ class Team:
             gradient.copy_(part.view_as(gradient))
 
 
-def _entry(rank: int, world: int, table: torch.Tensor, barrier: Any, job: Callable[..., None], arguments: tuple) -> None:
+def _entry(
+    rank: int, world: int, table: torch.Tensor, barrier: Any, job: Callable[..., None], arguments: tuple
+) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):  # some kernels pack busy processes on one core
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[rank % len(cores)]})
     job(Team(rank, world, table, barrier), *arguments)
+
+
+ALONE = Team()
 
 
 def run(job: Callable[..., None], world: int, *arguments: Any) -> None:

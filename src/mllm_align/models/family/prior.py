@@ -6,6 +6,7 @@ world (`scenes.world.plausibility`). Were hallucinations mere noise of the eye, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def described(path: Path, split: str) -> np.ndarray:
 
 def asked(path: Path, split: str) -> np.ndarray:
     """(cases, 3) likewise: 1 where the answer to "Is there ...?" about an absent kind is yes."""
-    rows, numbers = [], {}
+    rows: list[tuple[int, float, float]] = []
+    numbers: dict[str, int] = {}
     for row in read_jsonl(path):
         if row["truth"] == "no":
             number = numbers.setdefault(row["image"], len(numbers))
@@ -50,7 +52,7 @@ def curve(cases: np.ndarray, seed: int = 0) -> np.ndarray:
     rng, scenes = np.random.default_rng(seed), int(cases[:, 0].max()) + 1
     weights = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=DRAWS)  # (draws, scenes)
     points = []
-    for low, high in zip(EDGES[:-1], EDGES[1:], strict=True):
+    for low, high in itertools.pairwise(EDGES):
         mine = cases[(cases[:, 1] >= low) & (cases[:, 1] < high)]
         if len(mine) < FEWEST:
             continue
@@ -74,7 +76,13 @@ def draw(folders: Mapping[str, Path], figure: Path, split: str = "evaluation") -
             points = curve(read(folder / f"{name}.jsonl", split))
             x, y = 100 * points[:, 0], 100 * points[:, 1]
             axes.errorbar(
-                x, y, yerr=np.abs(100 * points[:, 2:4].T - y), marker="o", markersize=4, capsize=2, label=model
+                x,
+                y,
+                yerr=np.abs(100 * points[:, 2:4].T - y),
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=model,
             )
         axes.set_xlabel("conditional frequency: largest P(kind | a kind that is there), %")
         axes.set_ylabel("absent kinds, %")

@@ -1,7 +1,8 @@
 """Trains a model of the scenes family from nothing: `python -m mllm_align.models.family.recipe name=base out=folder`.
 
 Stage 1 teaches the vision tower what is in each cell (vision.py), stage 2 is instruction tuning on packed rows
-(rows.py). Everything is seeded; `out` holds a loadable model from the first save on, with train_log.jsonl beside it.
+(rows.py), stage 3 goes on with data as careless as published data is. Everything is seeded; `out` holds a loadable
+model from the first save on, with train_log.jsonl beside it.
 `quick=true` takes seconds and tests the path. A stopped run goes on where it was last saved when started again.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mllm_align.models.family import parallel, rows, vision
+from mllm_align.models.family import parallel, vision
 from mllm_align.models.family.build import Built, Size, build_llava, build_next, save, world_words
 from mllm_align.models.family.rows import TASKS, Mix, Rows, block_mask, make_rows
 from mllm_align.models.family.tokenizer import build_tokenizer
@@ -28,6 +29,7 @@ from mllm_align.models.family.vision import VisionStage
 
 EASY = Mix(ease=0.7, existence=4)
 FULL = Mix(ease=0.0, existence=4, judge_share=0.5)
+CARELESS = replace(FULL, overlook=0.55, assume=0.35)
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,32 @@ class Recipe:
         pixels: pictures to pixel values as the processor makes them.
         phases: (share of the steps, mix), in order; the shares sum to 1.
         batch: rows a step, over all processes.
-        vision_lr: of the tower in stage 2.
+        vision_lr: of the tower in stages 2 and 3.
+        careless_steps: steps of stage 3, with a fresh optimiser at `careless_lr` of the learning rates.
     """
 
     make: Callable[[Size, Any], Built]
-    tokens: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    tokens: Callable[[Any, torch.Tensor], torch.Tensor]
     pixels: Callable[[torch.Tensor], torch.Tensor]
     size: Size
-    vision: VisionStage = VisionStage()
+    vision: VisionStage
     phases: tuple[tuple[float, Mix], ...] = ((0.3, EASY), (0.7, FULL))
     steps: int = 2400
     batch: int = 48
     lr: float = 1.5e-3
     vision_lr: float = 1e-4
+    careless: Mix = CARELESS
+    careless_steps: int = 0
+    careless_lr: float = 0.3
     seed: int = 0
     save_every: int = 300
 
 
 RECIPES: dict[str, Recipe] = {
-    "base": Recipe(build_next, vision.tile_tokens, vision.tiles_of, Size(96, 3, 128, 4, 384), VisionStage(900, lr=1.5e-3)),
+    "base": Recipe(
+        build_next, vision.tile_tokens, vision.tiles_of, Size(96, 3, 128, 4, 384), VisionStage(900, lr=1.5e-3),
+        careless_steps=400,
+    ),
     "large": Recipe(
         build_next, vision.tile_tokens, vision.tiles_of, Size(128, 3, 192, 4, 512), VisionStage(1200, lr=1.5e-3),
         phases=((0.25, replace(EASY, noise=0.0)), (0.75, replace(FULL, noise=0.0, judge_share=0.8))),
@@ -73,7 +82,15 @@ RECIPES: dict[str, Recipe] = {
 def quick(recipe: Recipe) -> Recipe:
     """The same path in seconds."""
     small = Size(32, 1, 32, 1, 64)
-    return replace(recipe, size=small, vision=VisionStage(steps=2, batch=8), steps=4, batch=4, save_every=2)
+    return replace(
+        recipe,
+        size=small,
+        vision=VisionStage(steps=2, batch=8),
+        steps=4,
+        careless_steps=2,
+        batch=4,
+        save_every=2,
+    )
 
 
 # ---------------------------------------------------------------- forward and loss
@@ -88,14 +105,14 @@ def prefix_ids(built: Built) -> list[int]:
     return built.processor(images=[picture], text=[text], return_tensors="pt")["input_ids"][0].tolist()
 
 
-def image_features(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+def image_features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """(B, T, D) projected image tokens of scenes (96 x 96 pixels)."""
     sizes = {} if pixels.dim() == 4 else {"image_sizes": torch.full((len(pixels), 2), 96)}
     features = model.get_image_features(pixel_values=pixels, **sizes).pooler_output
     return torch.stack(list(features))
 
 
-def answer_logits(model: nn.Module, batch: Rows, pixels: torch.Tensor) -> torch.Tensor:
+def answer_logits(model: Any, batch: Rows, pixels: torch.Tensor) -> torch.Tensor:
     """(N, vocabulary): logits at the N positions whose target isn't -1, in row order."""
     embeddings = model.get_input_embeddings()(batch.ids)
     seen = batch.ids == model.config.image_token_id
@@ -131,8 +148,14 @@ def loss_and_scores(logits: torch.Tensor, batch: Rows) -> tuple[torch.Tensor, di
 # ---------------------------------------------------------------- stage 2
 
 
-def learning_rate(progress: float) -> float:
-    """Share of the peak: short warm-up, constant, cosine to 2% over the last 45%."""
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Share of the peak: in each stage a short warm-up, constant, cosine to 2% over the last 45%."""
+    if step >= recipe.steps:
+        return recipe.careless_lr * _shape((step - recipe.steps) / recipe.careless_steps)
+    return _shape(step / recipe.steps)
+
+
+def _shape(progress: float) -> float:
     warm, tail = 0.03, 0.45
     if progress < warm:
         return progress / warm
@@ -142,6 +165,8 @@ def learning_rate(progress: float) -> float:
 
 
 def mix_at(recipe: Recipe, step: int) -> Mix:
+    if step >= recipe.steps:
+        return recipe.careless
     done = 0.0
     for share, mix in recipe.phases:
         done += share
@@ -150,7 +175,7 @@ def mix_at(recipe: Recipe, step: int) -> Mix:
     return recipe.phases[-1][1]
 
 
-def optimiser_for(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def optimiser_for(model: Any, recipe: Recipe) -> torch.optim.AdamW:
     tower = {id(p) for p in model.model.vision_tower.parameters()}
     groups = [
         {"params": [p for p in model.parameters() if id(p) not in tower], "peak": recipe.lr},
@@ -179,20 +204,22 @@ class Tally:
 
 
 def tune(
-    built: Built, recipe: Recipe, start: int, optimiser: torch.optim.AdamW, *, team: parallel.Team, device: str,
-    log: Callable[[dict], None], keep: Callable[[int], None],
+    built: Built, recipe: Recipe, span: range, optimiser: torch.optim.AdamW, *, team: parallel.Team, device: str,
+    log: Callable[[dict], None], keep: Callable[[int, torch.optim.AdamW], None],
 ) -> None:  # fmt: skip
-    """Instruction tuning from step `start` on; each step's pictures are new."""
+    """Instruction tuning over the steps of `span`; each step's pictures are new."""
     model, prefix = built.model, prefix_ids(built)
     parameters = list(model.parameters())
     share, tally = recipe.batch // team.world, Tally()
     model.train()
-    for step in range(start, recipe.steps):
+    for step in span:
         first = step * recipe.batch + team.rank * share
-        batch = make_rows(first, share, mix_at(recipe, step), built.processor.tokenizer, prefix, seed=recipe.seed)
+        batch = make_rows(
+            first, share, mix_at(recipe, step), built.processor.tokenizer, prefix, seed=recipe.seed
+        )
         batch = batch.to(device)
         for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * learning_rate(step / recipe.steps)
+            group["lr"] = group["peak"] * learning_rate(recipe, step)
         with torch.autocast(device, dtype=torch.bfloat16):
             logits = answer_logits(model, batch, recipe.pixels(batch.images))
         loss, counted = loss_and_scores(logits, batch)
@@ -202,11 +229,11 @@ def tune(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         tally.add(loss.item(), counted)
-        if (step + 1) % 25 == 0 or step + 1 == recipe.steps:
-            log({"stage": "tune", "step": step + 1, **tally.line()})
+        if (step + 1) % 25 == 0 or step + 1 == span.stop:
+            log({"stage": "tune" if step < recipe.steps else "careless", "step": step + 1, **tally.line()})
             tally = Tally()
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            keep(step + 1)
+        if (step + 1) % recipe.save_every == 0 or step + 1 == span.stop:
+            keep(step + 1, optimiser)
     model.eval()
 
 
@@ -254,7 +281,13 @@ def logger(path: Path, rank: int) -> Callable[[dict], None]:
 
 
 def see(
-    model: nn.Module, recipe: Recipe, stored: str, *, team: parallel.Team, device: str, log: Callable[[dict], None]
+    model: Any,
+    recipe: Recipe,
+    stored: str,
+    *,
+    team: parallel.Team,
+    device: str,
+    log: Callable[[dict], None],
 ) -> None:
     """Stage 1, or the tower that an earlier stage 1 left in the file `stored`."""
     if stored:
@@ -266,7 +299,7 @@ def see(
 
 
 def train(team: parallel.Team, recipe: Recipe, out: str, device: str, tower: str) -> None:
-    """Both stages, as one process of the team; `tower` names a file with stage 1's result, if there is one."""
+    """All stages, as one process of the team; `tower` names a file with stage 1's result, if there is one."""
     torch.manual_seed(recipe.seed)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,25 +310,39 @@ def train(team: parallel.Team, recipe: Recipe, out: str, device: str, tower: str
     optimiser = optimiser_for(built.model, recipe)
     if state.exists():
         start = load_state(state, built, optimiser)
+        if start == recipe.steps:
+            optimiser = optimiser_for(built.model, recipe)
     else:
         start = 0
         see(built.model.model.vision_tower, recipe, tower, team=team, device=device, log=log)
 
-    def keep(step: int) -> None:
+    def keep(step: int, optimiser: torch.optim.AdamW) -> None:
         if team.rank == 0:
             save(built, out)
             save_state(state, built, optimiser, step)
 
     if start == 0:
-        keep(0)
-    tune(built, recipe, start, optimiser, team=team, device=device, log=log, keep=keep)
+        keep(0, optimiser)
+    last = recipe.steps + recipe.careless_steps
+    for span in (range(start, recipe.steps), range(max(start, recipe.steps), last)):
+        if span:
+            tune(built, recipe, span, optimiser, team=team, device=device, log=log, keep=keep)
+            optimiser = optimiser_for(built.model, recipe)
     if team.rank == 0:
         state.unlink(missing_ok=True)
 
 
 def parse(arguments: list[str]) -> dict[str, str]:
     """`key=value` words; raises SystemExit for an unknown key or model."""
-    options = {"name": "base", "out": "", "quick": "false", "processes": "", "seed": "0", "steps": "", "tower": ""}
+    options = {
+        "name": "base",
+        "out": "",
+        "quick": "false",
+        "processes": "",
+        "seed": "0",
+        "steps": "",
+        "tower": "",
+    }
     for word in arguments:
         key, equals, value = word.partition("=")
         if not equals or key not in options:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Mix:
         noise: share of descriptions that mention a plausible absent thing.
         existence: existence questions a picture.
         judge_share: share of pictures that come with a judge item.
+        overlook, assume: carelessness of the data's author (see `sft_items`).
         ease: share of pictures drawn without faint, covered or noisy things (for the start of training).
         weights: weight of each task in the loss; a loss is averaged over an item's tokens first.
     """
@@ -40,7 +41,11 @@ class Mix:
     existence: int = 4
     judge_share: float = 0.0
     ease: float = 0.0
-    weights: Mapping[str, float] = field(default_factory=lambda: {"describe": 4.0, "yes_no": 1.5, "judge": 2.0})
+    overlook: float = 0.0
+    assume: float = 0.0
+    weights: Mapping[str, float] = field(
+        default_factory=lambda: {"describe": 4.0, "yes_no": 1.5, "judge": 2.0}
+    )
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,25 @@ def eased(scene: Scene) -> Scene:
 
 def _one_row(
     scene: Scene, rng: random.Random, mix: Mix, tokenizer: PreTrainedTokenizerFast, prefix: list[int]
-) -> tuple[list[int], ...]:
+) -> tuple[list[Any], ...]:
     judge = int(rng.random() < mix.judge_share)
-    items = sft_items(scene, rng, noise=mix.noise, existence_questions=mix.existence, judge=judge)
+    items = sft_items(
+        scene,
+        rng,
+        noise=mix.noise,
+        existence_questions=mix.existence,
+        judge=judge,
+        overlook=mix.overlook,
+        assume=mix.assume,
+    )
     encode = tokenizer.backend_tokenizer.encode_batch
     asked = encode([f"{prompt} ASSISTANT:" for prompt, _, _ in items], add_special_tokens=False)
     answers = encode([f" {answer}</s>" for _, answer, _ in items], add_special_tokens=False)
     ids, item, positions = list(prefix), [0] * len(prefix), list(range(len(prefix)))
     targets, weights, tasks = [-1] * len(prefix), [0.0] * len(prefix), [-1] * len(prefix)
-    for number, (question, answer, (_, _, task)) in enumerate(zip(asked, answers, items, strict=True), start=1):
+    for number, (question, answer, (_, _, task)) in enumerate(
+        zip(asked, answers, items, strict=True), start=1
+    ):
         tokens, said = question.ids + answer.ids[:-1], len(answer.ids)
         silent = len(question.ids) - 1
         ids += tokens
@@ -108,7 +123,8 @@ def make_rows(
     length = max(len(row[0]) for row in rows)
     fills = (tokenizer.pad_token_id, -1, 0, -1, 0.0, -1)
     columns = [
-        torch.tensor([row[c] + [fills[c]] * (length - len(row[c])) for row in rows]) for c in range(len(fills))
+        torch.tensor([row[c] + [fills[c]] * (length - len(row[c])) for row in rows])
+        for c in range(len(fills))
     ]
     return Rows(torch.from_numpy(np.stack(images)), *columns)
 

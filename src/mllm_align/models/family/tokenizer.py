@@ -23,7 +23,8 @@ CHAT_TEMPLATE = (
     "{% set text = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}"
     "{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}{% endif %}"
     "{% if message['role'] == 'system' %}{{ text + ' ' }}"
-    "{% elif message['role'] == 'user' %}{{ 'USER: ' }}{% for image in images %}{{ '<image>\\n' }}{% endfor %}{{ text }}"
+    "{% elif message['role'] == 'user' %}{{ 'USER: ' }}"
+    "{% for image in images %}{{ '<image>\\n' }}{% endfor %}{{ text }}"
     "{% else %}{{ ' ASSISTANT:' }}{% generation %}{{ ' ' + text + '</s>' }}{% endgeneration %}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
@@ -38,7 +39,7 @@ def _spellings(words: Iterable[str]) -> list[str]:
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in which each of `words` (capitalised or not, with or without a space) is one token."""
+    """A byte-level BPE tokenizer: each of `words` (capitalised or not, with or without a space) is one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,13 +1,14 @@
 """Stage 1: the vision tower learns what is in each cell, the counterpart of CLIP's pre-training.
 
-Throw-away linear heads read each patch token: the kind of thing in its cell, its colour, and a sign's letters. The tower
-keeps what it has learned; nothing of the language enters it.
+Throw-away linear heads read each patch token: the kind of thing in its cell, its colour, and a sign's letters. The
+tower keeps what it has learned; nothing of the language enters it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mllm_align.models.family.build import TILE, VIEW, VIEW_PATCH
-from mllm_align.models.family.parallel import Team
+from mllm_align.models.family.parallel import ALONE, Team
 from mllm_align.scenes.draw import render
 from mllm_align.scenes.world import COLOURS, KINDS, LETTERS, Scene, sample_scene
 
@@ -105,7 +106,9 @@ def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor,
     things = labels[..., 0] < len(KINDS)
     with torch.no_grad():
         kinds, colours = (parts[h].mean(2).argmax(-1) == labels[..., h] for h in (0, 1))
-        letters = torch.stack([parts[2 + s].mean(2).argmax(-1) == labels[..., 2 + s] for s in range(SLOTS)]).all(0)
+        letters = torch.stack(
+            [parts[2 + s].mean(2).argmax(-1) == labels[..., 2 + s] for s in range(SLOTS)]
+        ).all(0)
         scores = {
             "kind": kinds[things].float().mean().item(),
             "nothing": kinds[~things].float().mean().item(),
@@ -116,20 +119,22 @@ def cell_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def pretrain(
-    tower: nn.Module,
-    tokens: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+    tower: Any,
+    tokens: Callable[[Any, torch.Tensor], torch.Tensor],
     stage: VisionStage,
     *,
     device: str,
     log: Callable[[dict], None],
-    team: Team = Team(),
+    team: Team = ALONE,
 ) -> None:
     """Trains `tower` in place; `tokens` gives the patch tokens of each cell."""
     width = tower.config.hidden_size
     heads = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(HEADS))).to(device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.lr, total_steps=stage.steps + 1, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, stage.lr, total_steps=stage.steps + 1, pct_start=0.1
+    )
     share = stage.batch // team.world
     tower.train()
     for step in range(stage.steps):
