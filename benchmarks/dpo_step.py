@@ -1,8 +1,7 @@
-"""Pairs per second and peak memory of a DPO step: plain rows, shared prefix, stored reference, and TRL's
-DPOTrainer.
+"""Pairs per second and peak memory of a DPO step: plain rows, shared prefix, stored reference, and TRL's DPOTrainer.
 
-python benchmarks/dpo_step.py                       # a model of width 256 on the CPU, about 4 minutes python
-benchmarks/dpo_step.py --preset 7b --device cuda   # LLaVA-1.6-7B's shape, random weights, bf16, LoRA 128
+    python benchmarks/dpo_step.py                             # a model of width 256 on the CPU, about 4 minutes
+    python benchmarks/dpo_step.py --preset 7b --device cuda   # LLaVA-1.6-7B's shape, random weights, bf16, LoRA 128
 
 A step is forward, backward and AdamW on a ready batch; collating is not timed. Each variant runs in a process
 of its own. On the CPU the variants take turns, step by step, so that a busy machine slows all alike; on a GPU

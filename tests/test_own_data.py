@@ -65,6 +65,7 @@ def train(here: Path, model: Path, path: str, *overrides: str) -> subprocess.Com
         "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": "1",
         "HOME": str(here / "home"),
+        "MPLCONFIGDIR": str(here / "matplotlib"),  # its font cache is nobody's concern
     }
     return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from mllm_align.benchmarks import base as benchmarks
@@ -28,6 +29,16 @@ PAIRS = "preferences.parquet"
 TABLE = "reference.safetensors"
 
 
+def made(spec: Config) -> Any:
+    """What `spec` describes. An error of what is built comes as it is, and not wrapped by Hydra."""
+    try:
+        return instantiate(spec)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise
+
+
 # --- stages of the store -----------------------------------------------------------------------------------
 
 
@@ -40,7 +51,7 @@ def preferences(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> N
 
 def build_dataset(spec: Config) -> tuple[Sequence[Group], dict[str, Any]]:
     """The Groups of a dataset config, and what its builder reports of them."""
-    built = instantiate(spec)
+    built = made(spec)
     return built if isinstance(built, tuple) else (built, {})
 
 
@@ -56,8 +67,8 @@ def sampled(config: Config) -> tuple[Sequence[Group], dict[str, Any]]:
         )
     policy = load(config["base_model"], config["trainer"]["accelerator"])
     examples = [group.example for group in groups]
-    drawn = instantiate(config["sampler"]["build"]).sample(policy, examples, config["seed"])
-    annotated = instantiate(config["annotator"]["build"])(policy).annotate(drawn)
+    drawn = made(config["sampler"]["build"]).sample(policy, examples, config["seed"])
+    annotated = made(config["annotator"]["build"])(policy).annotate(drawn)
     decided = [group for group in annotated if group.preferences]
     return decided, {**report, "ties left out": len(annotated) - len(decided)}
 
@@ -85,7 +96,7 @@ def reference_logprobs(config: dict[str, Any], inputs: dict[str, Path], out: Pat
 def run(cell: Cell, record: RunRecord, todo: Sequence[str]) -> None:
     """Train (unless that is done), answer the benchmarks `todo`, write metrics; the logger mirrors the record."""
     set_threads(cell.config["trainer"]["threads"])
-    with instantiate(cell.config["logger"]["build"])(about(cell, record)) as logger:
+    with made(cell.config["logger"]["build"])(about(cell, record)) as logger:
         policy = trained_policy(cell, record, logger)
         for name in todo:
             with record.stage(f"benchmark {name}"):
@@ -116,9 +127,8 @@ def train(cell: Cell, record: RunRecord, logger: Any) -> None:
         with record.stage(stage.name):
             folders[stage.name] = store.get(stage)
     note_report(record, folders["preferences"])
-    policy = add_lora(
-        load(config["base_model"], config["trainer"]["accelerator"]), **config["base_model"]["lora"]
-    )
+    policy = load(config["base_model"], config["trainer"]["accelerator"])
+    policy = add_lora(policy, **config["base_model"]["lora"], seed=config["seed"])
     module = build_module(config, policy, folders)
     scalars = Mirror(record, logger)
     with record.stage("training"):
@@ -131,7 +141,7 @@ def train(cell: Cell, record: RunRecord, logger: Any) -> None:
             accumulate=method["accumulate"],
             gradient_clip=method["gradient_clip"],
             seed=config["seed"],
-            trainer=instantiate(config["trainer"]),
+            trainer=made(config["trainer"]),
             scalars=scalars.log,
             on_resume=scalars.open,
             title=f"{cell.label} seed{cell.seed}",
@@ -145,12 +155,12 @@ def build_module(config: Config, policy: Policy, folders: Mapping[str, Path]) ->
 
     makers = {
         "reference": lambda: load_file(folders["reference_logprobs"] / TABLE),
-        "sampler": lambda: instantiate(config["sampler"]["build"]),
-        "annotator": lambda: instantiate(config["annotator"]["build"])(policy),
+        "sampler": lambda: made(config["sampler"]["build"]),
+        "annotator": lambda: made(config["annotator"]["build"])(policy),
         "seed": lambda: config["seed"],
     }
     parts = {name: makers[name]() for name in config["alignment"]["needs"]}
-    return instantiate(config["alignment"]["module"])(policy, **parts)
+    return made(config["alignment"]["module"])(policy, **parts)
 
 
 class Mirror:
@@ -176,7 +186,7 @@ class Mirror:
 
 def answer(policy: Policy, spec: Config, out: Path, batch_size: int) -> dict[str, float]:
     """Answer one benchmark, write its predictions to `out`, and score them."""
-    benchmark = instantiate(spec)
+    benchmark = made(spec)
     rows = benchmarks.run(policy, benchmark, out, batch_size)
     return benchmarks.score(benchmark, rows)
 
@@ -203,7 +213,7 @@ def headline(cell: Cell, record: RunRecord) -> dict[str, float]:
     """The first metric that each benchmark shows."""
     metrics = read_metrics(record)
     shown = {
-        name: instantiate(cell.config["benchmark"]["tasks"][name]).shown[0].name for name in cell.benchmarks
+        name: made(cell.config["benchmark"]["tasks"][name]).shown[0].name for name in cell.benchmarks
     }
     return {f"{name}/{metric}": metrics[name][metric] for name, metric in shown.items()}
 
@@ -217,7 +227,7 @@ def sample_rows(cell: Cell, record: RunRecord, number: int = 8) -> list[dict[str
     if not first:
         return []
     name = max(first, key=lambda name: sum(len(row["prediction"]) for row in first[name]))
-    images = {e.id: e.image for e in instantiate(cell.config["benchmark"]["tasks"][name]).examples()}
+    images = {e.id: e.image for e in made(cell.config["benchmark"]["tasks"][name]).examples()}
     return [
         {"image": images[row["id"]], "prompt": row["prompt"], "response": row["prediction"]}
         for row in first[name]

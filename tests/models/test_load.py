@@ -96,6 +96,20 @@ def test_only_language_layers_and_projector_are_trained(tiny_folder):
     assert {n.split(".")[-4] for n, p in frozen.model.named_parameters() if p.requires_grad} == {"q_proj"}
 
 
+def test_seed_decides_the_adapter_and_nothing_else(tiny_folder):
+    def start(seed):
+        policy = add_lora(load_policy(tiny_folder), 4, 8, seed=seed)
+        return torch.cat([p.flatten() for n, p in policy.model.named_parameters() if "lora_A" in n])
+
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, again, other = start(0), start(0), start(1)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    assert torch.equal(torch.rand(1), expected)  # the caller's stream is where it was
+
+
 def test_add_lora_refuses_unknown_layers_and_a_second_adapter(tiny_folder):
     policy = load_policy(tiny_folder)
     with pytest.raises(

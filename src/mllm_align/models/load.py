@@ -156,13 +156,14 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: list[str] | None = None,
     train_projector: bool = True,
+    seed: int = 0,
 ) -> Policy:
     """Put a fresh LoRA adapter on the language model's linear layers; everything else is frozen.
 
     `target_modules` are leaf names (`q_proj`, ...), by default all linear layers of the language model; never
     the vision tower and never `lm_head`. With `train_projector` the projector is trained in full, as a copy
     that belongs to the adapter: it is saved with it, `PeftModel.from_pretrained` restores it, and `reference`
-    sees the original. Changes `policy.model` in place, as PEFT does.
+    sees the original. `seed` decides LoRA's random A. Changes `policy.model` in place, as PEFT does.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -185,7 +186,9 @@ def add_lora(
         modules_to_save=[PROJECTOR] if train_projector else None,
         task_type="CAUSAL_LM",
     )
-    return replace(policy, model=get_peft_model(policy.model, config))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return replace(policy, model=get_peft_model(policy.model, config))
 
 
 def _language_linears(model: nn.Module) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def save(built: Built, folder: str) -> None:
     """Model, tokenizer, processor and chat template in the Hugging Face format (safetensors)."""
     built.model.save_pretrained(folder)
     built.processor.save_pretrained(folder)
+    Path(folder, "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner alone
 
 
 def world_words() -> Iterable[str]:

@@ -84,7 +84,7 @@ def draw(folders: Mapping[str, Path], figure: Path, split: str = "evaluation") -
                 capsize=2,
                 label=model,
             )
-        axes.set_xlabel("conditional frequency: largest P(kind | a kind that is there), %")
+        axes.set_xlabel("conditional frequency of the absent kind, %")
         axes.set_ylabel("absent kinds, %")
         axes.set_title(f"Absent things {title}", fontsize=10)
         axes.set_ylim(bottom=0)

@@ -69,13 +69,13 @@ def cell_batch(first: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
 def tile_tokens(tower: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """(B, 9, T, D): the patch tokens of each cell, from the nine tiles."""
     pixels = tiles_of(images)[:, 1:].flatten(0, 1)  # (9B, 3, 32, 32)
-    hidden = tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+    hidden = tower(pixels).last_hidden_state[:, 1:]
     return hidden.unflatten(0, (-1, CELLS))
 
 
 def view_tokens(tower: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """(B, 9, T, D): the patch tokens of each cell, from the single view."""
-    hidden = tower(view_of(images), output_hidden_states=True).hidden_states[-1][:, 1:]
+    hidden = tower(view_of(images)).last_hidden_state[:, 1:]
     side, inner = VIEW // VIEW_PATCH, VIEW // VIEW_PATCH // 3
     grid = hidden.unflatten(1, (3, inner, 3, inner))  # (B, 3, t, 3, t, D), side = 3 t
     assert side == 3 * inner
