@@ -212,9 +212,7 @@ def flat_metrics(record: RunRecord) -> dict[str, float]:
 def headline(cell: Cell, record: RunRecord) -> dict[str, float]:
     """The first metric that each benchmark shows."""
     metrics = read_metrics(record)
-    shown = {
-        name: made(cell.config["benchmark"]["tasks"][name]).shown[0].name for name in cell.benchmarks
-    }
+    shown = {name: made(cell.config["benchmark"]["tasks"][name]).shown[0].name for name in cell.benchmarks}
     return {f"{name}/{metric}": metrics[name][metric] for name, metric in shown.items()}
 
 

@@ -46,6 +46,14 @@ def test_settings_that_differ_tell_the_rest_apart():
     assert row_names(runs) == {"a": "dpo · povid · beta=0.1", "b": "dpo · povid · beta=0.5"}
 
 
+def test_a_setting_that_follows_another_is_told_once():
+    def config(lr):
+        return {"base_model": {"lr": lr}, "alignment": {"lr": lr, "epochs": 1}}
+
+    runs = {"a": run("dpo", config=config(1e-4)), "b": run("dpo", config=config(3e-4))}
+    assert row_names(runs) == {"a": "dpo · povid · lr=0.0001", "b": "dpo · povid · lr=0.0003"}
+
+
 def test_the_label_is_the_last_resort():
     assert row_names({"a": run("dpo"), "b": run("dpo")}) == {"a": "dpo · povid · a", "b": "dpo · povid · b"}
     assert row_names({"odd": Run(Path("x"), "odd", -1, "unreadable")}) == {"odd": "odd"}

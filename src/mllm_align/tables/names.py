@@ -54,10 +54,13 @@ def _by_settings(group: list[str], runs: Mapping[str, Run]) -> Names:
     flat = {label: _flat(runs[label].config) for label in group}
     keys = dict.fromkeys(key for settings in flat.values() for key in settings)
     differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat.values()}) > 1]
-    return {
-        label: [f"{key.rsplit('.', 1)[-1]}={settings.get(key)}" for key in differing[:MOST_SETTINGS]]
+    told = {
+        label: [f"{key.rsplit('.', 1)[-1]}={settings.get(key)}" for key in differing]
         for label, settings in flat.items()
     }
+    # A setting that another one follows (`alignment.lr` takes `base_model.lr`) is told once.
+    columns = list(dict.fromkeys(zip(*told.values(), strict=True)))[:MOST_SETTINGS]
+    return {label: [column[place] for column in columns] for place, label in enumerate(told)}
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,10 @@ def write_summary(comparison: Comparison, examples: Examples, heading: str, path
         _draw_table(table, comparison, rows, heading, upper)
         left = figure.add_axes((0.03, 0.3 / height, 0.56, (LOWER - 0.45) / height))
         _draw_example(figure, left, example)
-        right = figure.add_axes((0.67, 0.75 / height, 0.3, (LOWER - 1.25) / height))
-        _draw_scatter(right, comparison)
+        ncols = 1 if max(len(row.name) for row in rows) > 24 else 2
+        below = 0.75 + 0.14 * -(-len(rows) // ncols)
+        right = figure.add_axes((0.67, below / height, 0.3, (LOWER - 0.5 - below) / height))
+        _draw_scatter(right, replace(comparison, rows=tuple(rows)), ncols)
         return figures.save(figure, path, dpi=150)
 
 
@@ -166,11 +169,18 @@ def _flow(
     return y - line
 
 
-def _draw_scatter(axes: Axes, comparison: Comparison) -> None:
+def _draw_scatter(axes: Axes, comparison: Comparison, ncols: int) -> None:
     panels = [panel for panel in figures.FAITHFUL if any(panel[0] in row.cells for row in comparison.rows)]
     if not panels:
         axes.axis("off")
         return
     figures.draw_scatter(axes, comparison, panels[0])
     axes.set_title("Faithfulness against recall")
-    axes.legend(fontsize=7.5, loc="best")
+    axes.legend(
+        fontsize=7,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=ncols,
+        labelspacing=0.3,
+        markerscale=0.8,
+    )
