@@ -50,19 +50,25 @@ class Shown:
 
 @dataclass(frozen=True)
 class Examples:
-    """The chosen images; descriptions differ on `differing` of the `total` that every model described."""
+    """The chosen images; descriptions differ on `differing` of the `total` that every model described.
+
+    `made_up`: of how many of the differing ones somebody makes an object up; `half` of the shown come from those.
+    """
 
     shown: tuple[Shown, ...]
     differing: int
     total: int
+    made_up: int = 0
+    half: int = 0
     left_out: tuple[str, ...] = ()
 
 
 def choose(comparison: Comparison, number: int = 6, seed: int = 0, most_rows: int = 6) -> Examples:
-    """Images drawn uniformly among those where some model's description is not the baseline's.
+    """Images drawn uniformly among those where some model's description is not the baseline's, half of them
+    among those where some model, whichever, makes an object up.
 
-    The draw knows the texts' equality and the seed alone, not which of them is better. Rows stand for their
-    first finished seed; only the first `most_rows` are shown.
+    The draw does not know which description is better. Rows stand for their first finished seed; only the first
+    `most_rows` are shown.
     """
     told = {row.name: _descriptions(row) for row in comparison.rows if row.done}
     named = [row for row in comparison.rows if told.get(row.name)]
@@ -73,12 +79,17 @@ def choose(comparison: Comparison, number: int = 6, seed: int = 0, most_rows: in
     common = [image for image in first if all(image in told[row.name] for row in rows)]
     said = {image: [told[row.name][image]["prediction"] for row in rows] for image in common}
     differing = [image for image in common if len(set(said[image])) > 1] or common
-    order = np.random.default_rng(seed).permutation(len(differing))[:number]
-    chosen = [differing[i] for i in sorted(order)]
+    false = [image for image in differing if _made_up(first[image], said[image])]
+    rng = np.random.default_rng(seed)
+    half = [false[i] for i in rng.permutation(len(false))[: number // 2]]
+    others = [image for image in differing if image not in half]
+    rest = [others[i] for i in rng.permutation(len(others))[: number - len(half)]]
     return Examples(
-        shown=tuple(_shown(image, first[image], rows, said[image]) for image in chosen),
+        shown=tuple(_shown(image, first[image], rows, said[image]) for image in [*half, *rest]),
         differing=sum(len(set(texts)) > 1 for texts in said.values()),
         total=len(common),
+        made_up=len(false),
+        half=len(half),
         left_out=tuple(row.name for row in named[most_rows:]),
     )
 
@@ -112,6 +123,11 @@ def _mark(claim: Claim, truth: bool | None) -> str:
     if claim.kind == "object":
         return TRUE if truth else FALSE
     return WRONG if truth is False else PLAIN
+
+
+def _made_up(line: Mapping[str, Any], texts: Sequence[str]) -> bool:
+    scene = Scene.from_json(line["scene"])
+    return any(piece.mark == FALSE for text in dict.fromkeys(texts) for piece in mark(text, scene))
 
 
 def _descriptions(row: Row) -> dict[str, Mapping[str, Any]]:
