@@ -329,7 +329,7 @@ def train(team: parallel.Team, recipe: Recipe, out: str, device: str, tower: str
             tune(built, recipe, span, optimiser, team=team, device=device, log=log, keep=keep)
             optimiser = optimiser_for(built.model, recipe)
     if team.rank == 0:
-        built.model.half()  # what is shipped: half the size, and no figure of calibrate.py moves by more than 0.1
+        built.model.half()  # what is shipped, and what calibrate.py measures
         save(built, out)
         state.unlink(missing_ok=True)
 
