@@ -230,7 +230,7 @@ def test_loss_is_a_mean_over_items_not_tokens():
 
 
 def test_learning_rate_shape():
-    stages = replace(recipe.RECIPES["base"], steps=1000, careless_steps=200, careless_lr=0.5)
+    stages = replace(recipe.RECIPES["base"], steps=1000, finish_steps=200, finish_lr=0.5)
     shape = [recipe.learning_rate(stages, step) for step in (15, 300, 999, 1000, 1003, 1060, 1199)]
     assert shape == pytest.approx([0.5, 1.0, 0.02, 0.0, 0.25, 0.5, 0.01], abs=2e-4)
 
@@ -274,7 +274,7 @@ def test_stopped_run_goes_on_as_if_it_had_not(tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not (tmp_path / "parts" / "resume.safetensors").exists()
     lines = [json.loads(line) for line in (tmp_path / "whole" / "train_log.jsonl").read_text().splitlines()]
-    assert {line["stage"] for line in lines} == {"vision", "tune", "careless"}
+    assert {line["stage"] for line in lines} == {"vision", "tune", "finish"}
 
 
 def test_recipe_refuses_what_it_does_not_know():

@@ -1,8 +1,8 @@
 """Trains a model of the scenes family from nothing: `python -m mllm_align.models.family.recipe name=base out=folder`.
 
 Stage 1 teaches the vision tower what is in each cell (vision.py), stage 2 is instruction tuning on packed rows
-(rows.py), stage 3 goes on with data as careless as published data is. Everything is seeded; `out` holds a loadable
-model from the first save on, with train_log.jsonl beside it.
+(rows.py), stage 3 goes on with other data: as careless as published data for `base`, true for `large`. Everything is
+seeded; `out` holds a loadable model from the first save on, with train_log.jsonl beside it.
 `quick=true` takes seconds and tests the path. A stopped run goes on where it was last saved when started again.
 """
 
@@ -29,6 +29,7 @@ from mllm_align.models.family.vision import VisionStage
 
 EASY = Mix(ease=0.7, existence=4)
 FULL = Mix(ease=0.0, existence=4, judge_share=0.5)
+CAREFUL = replace(FULL, noise=0.0, judge_share=0.8)
 CARELESS = replace(FULL, noise=0.18, overlook=0.7, assume=0.6)
 
 
@@ -43,7 +44,7 @@ class Recipe:
         phases: (share of the steps, mix), in order; the shares sum to 1.
         batch: rows a step, over all processes.
         vision_lr: of the tower in stages 2 and 3.
-        careless_steps: steps of stage 3, with a fresh optimiser at `careless_lr` of the learning rates.
+        finish: the mix of stage 3, `finish_steps` with a fresh optimiser at `finish_lr` of the learning rates.
     """
 
     make: Callable[[Size, Any], Built]
@@ -56,9 +57,9 @@ class Recipe:
     batch: int = 48
     lr: float = 1.5e-3
     vision_lr: float = 1e-4
-    careless: Mix = CARELESS
-    careless_steps: int = 0
-    careless_lr: float = 0.3
+    finish: Mix = FULL
+    finish_steps: int = 0
+    finish_lr: float = 0.3
     seed: int = 0
     save_every: int = 300
 
@@ -66,11 +67,12 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "base": Recipe(
         build_next, vision.tile_tokens, vision.tiles_of, Size(96, 3, 128, 4, 384), VisionStage(900, lr=1.5e-3),
-        careless_steps=400,
+        finish=CARELESS, finish_steps=400,
     ),
     "large": Recipe(
         build_next, vision.tile_tokens, vision.tiles_of, Size(128, 3, 192, 4, 512), VisionStage(1200, lr=1.5e-3),
-        phases=((0.25, replace(EASY, noise=0.0)), (0.75, replace(FULL, noise=0.0, judge_share=0.8))), steps=1500,
+        phases=((0.25, replace(EASY, noise=0.0)), (0.75, CAREFUL)), steps=1500,
+        finish=CAREFUL, finish_steps=500, finish_lr=0.6,
     ),
     "weak": Recipe(
         build_llava, vision.view_tokens, vision.view_of, Size(64, 2, 96, 3, 256), VisionStage(400, lr=1.5e-3),
@@ -87,7 +89,7 @@ def quick(recipe: Recipe) -> Recipe:
         size=small,
         vision=VisionStage(steps=2, batch=8),
         steps=4,
-        careless_steps=2,
+        finish_steps=2,
         batch=4,
         save_every=2,
     )
@@ -151,7 +153,7 @@ def loss_and_scores(logits: torch.Tensor, batch: Rows) -> tuple[torch.Tensor, di
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Share of the peak: in each stage a short warm-up, constant, cosine to 2% over the last 45%."""
     if step >= recipe.steps:
-        return recipe.careless_lr * _shape((step - recipe.steps) / recipe.careless_steps)
+        return recipe.finish_lr * _shape((step - recipe.steps) / recipe.finish_steps)
     return _shape(step / recipe.steps)
 
 
@@ -166,7 +168,7 @@ def _shape(progress: float) -> float:
 
 def mix_at(recipe: Recipe, step: int) -> Mix:
     if step >= recipe.steps:
-        return recipe.careless
+        return recipe.finish
     done = 0.0
     for share, mix in recipe.phases:
         done += share
@@ -230,7 +232,7 @@ def tune(
         optimiser.step()
         tally.add(loss.item(), counted)
         if (step + 1) % 25 == 0 or step + 1 == span.stop:
-            log({"stage": "tune" if step < recipe.steps else "careless", "step": step + 1, **tally.line()})
+            log({"stage": "tune" if step < recipe.steps else "finish", "step": step + 1, **tally.line()})
             tally = Tally()
         if (step + 1) % recipe.save_every == 0 or step + 1 == span.stop:
             keep(step + 1, optimiser)
@@ -323,7 +325,7 @@ def train(team: parallel.Team, recipe: Recipe, out: str, device: str, tower: str
 
     if start == 0:
         keep(0, optimiser)
-    last = recipe.steps + recipe.careless_steps
+    last = recipe.steps + recipe.finish_steps
     for span in (range(start, recipe.steps), range(max(start, recipe.steps), last)):
         if span:
             tune(built, recipe, span, optimiser, team=team, device=device, log=log, keep=keep)
