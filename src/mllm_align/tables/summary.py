@@ -46,8 +46,14 @@ def write_summary(comparison: Comparison, examples: Examples, heading: str, path
 
 
 def _example(examples: Examples) -> Shown | None:
-    """The first of the drawn images where some model makes an object up; the first one where none does."""
-    return next(iter([*filter(made_up, examples.shown), *examples.shown]), None)
+    """The first of the drawn images that has most to tell: the models of the picture differ, one makes an object up."""
+    order = sorted(examples.shown, key=lambda shown: (differ(shown), made_up(shown)), reverse=True)
+    return next(iter(order), None)
+
+
+def differ(shown: Shown) -> bool:
+    """Do the models that the picture has room for say different things?"""
+    return len({told.pieces for told in shown.told[:MOST_TOLD]}) > 1
 
 
 def made_up(shown: Shown) -> bool:
@@ -139,7 +145,9 @@ def _draw_example(figure: Figure, axes: Axes, example: Shown | None) -> None:
     y = 1 - tall / box.height - 0.035
     for piece in (Piece("object there", TRUE), Piece("made up", FALSE), Piece("wrong detail", WRONG)):
         y = _flow(figure, axes, [piece], 0.0, y, size=8) + 0.004
-    chance = "An image drawn at random" + (" among those with a made-up object." if made_up(example) else ".")
+    chance = "Of a few images drawn at random, the first where descriptions differ and an object is made up."
+    if not (differ(example) and made_up(example)):
+        chance = "An image drawn at random."
     axes.text(0, 0.0, chance, fontsize=7.5, color=figures.FAINT)
 
 
