@@ -8,11 +8,18 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 CLI := $(BIN)/mllm-align
 
+# The tables: which seeds, how many cells at a time, and further overrides, as in ARGS="dataset.size=100 benchmark.n=300".
+SEEDS ?= 0,1,2
+WORKERS ?= 2
+ARGS ?=
+TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml))))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-fast check format demo base-models bench wheel lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{sub("%", "NN", $$1); printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "  tables: $(TABLES)"
 
 setup: $(VENV)/.ready  ## create the environment with every pinned dependency (the other targets do this by themselves)
 
@@ -54,12 +61,19 @@ demo: setup  ## train and compare a real small grid on the scenes world (about 5
 	$(CLI) table sweep=demo report=outputs/reports/demo title="DPO and Online-DPO on two datasets" \
 	  'next=[["three seeds and every offline method", "$(CLI) train -m alignment=none,dpo,ipo,slic,online_dpo dataset=scenes/povid,scenes/rlhf_v,scenes/vlfeedback seed=0,1,2 sweep.workers=2"]]'
 
+# A failed cell shows in the table, so it is rendered all the same; not after a refusal (2) or Ctrl-C (130).
+table%: setup  ## a table of the study, from nothing; SEEDS=0,1,2 WORKERS=2 ARGS="dataset.size=100" (docs/tables.md)
+	$(CLI) train -m sweep.table=$@ seed=$(SEEDS) sweep.workers=$(WORKERS) $(ARGS); code=$$?; \
+	if [ $$code -gt 1 ]; then exit $$code; fi; \
+	$(CLI) table table=$@ 'seeds=[$(SEEDS)]' 'overrides="$(ARGS)"' && exit $$code
+
 base-models: setup  ## train the scenes base models from nothing (hours on a CPU; uses a GPU where there is one)
 	for name in base large weak; do $(BIN)/python -m mllm_align.models.family.recipe name=$$name || exit 1; done
 
-bench: setup  ## speed and memory of a DPO step: plain, shared prefix, stored reference, TRL
+bench: setup  ## speed and memory of a DPO step (plain, shared prefix, stored reference, TRL), and of BDHS against generate
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/bench.txt
 	$(BIN)/python benchmarks/dpo_step.py
+	$(BIN)/python benchmarks/bdhs.py
 
 wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m build --no-isolation --wheel

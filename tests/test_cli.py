@@ -27,7 +27,7 @@ def test_unknown_command_says_what_there_is(capsys):
     assert "choose from train" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "table"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "table", "judge"])
 def test_every_command_composes(command):
     done = run(command, "--cfg", "job", "--resolve")
     assert done.returncode == 0, done.stderr
@@ -50,14 +50,14 @@ def test_method_chooses_its_sampler_and_the_command_line_still_wins():
     assert "when: online" in chosen
     done = run("train", "alignment=online_dpo", "sampler=dataset", "plan=true")
     assert done.returncode == 2
-    assert "choose sampler=policy" in done.stderr
+    assert "or sampler=policy" in done.stderr
 
 
-def test_offline_method_with_an_online_sampler_is_refused_before_loading():
+def test_a_sampler_that_nobody_judges_is_refused_before_loading():
     started = time.perf_counter()
     done = run("train", "alignment=dpo", "sampler=policy")
     assert done.returncode == 2
-    assert "choose sampler=dataset" in done.stderr
+    assert "choose annotator=oracle" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.perf_counter() - started < 20  # it would take longer if a model had been loaded
 

@@ -12,17 +12,17 @@ PACKAGE = Path(__file__).parents[1] / "src" / "mllm_align"
 # From the bottom up: a module may import from its own layer and from the ones before it.
 LAYERS = [
     {"records", "paths", "fingerprints", "host", "redact"},
-    {"scenes", "losses", "store", "record"},
-    {"compute", "models", "datasets", "benchmarks"},
+    {"scenes", "losses", "advantages", "noise", "store", "record"},
+    {"api", "compute", "models", "datasets", "benchmarks", "similarity"},
     {"samplers", "annotators"},
     {"modules", "loggers", "tables"},
-    {"pipeline", "stages"},
+    {"pipeline", "stages", "runs"},
     {"sweep"},
-    {"train", "sample", "evaluate", "table"},
+    {"train", "sample", "evaluate", "table", "judge"},
     {"cli", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-KNOWS_HYDRA = {"pipeline", "stages", "sweep", "train", "sample", "evaluate", "table"}
+KNOWS_HYDRA = {"pipeline", "stages", "sweep", "train", "sample", "evaluate", "table", "judge"}
 
 
 def imports(path: Path) -> list[str]:

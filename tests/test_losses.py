@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 
-from mllm_align.losses import dpo, ipo, margin, slic
+from mllm_align.losses import anchored_dpo, dpo, ipo, margin, simpo, slic
 
 CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED = -10.0, -14.0, -12.0, -13.0
 
@@ -80,6 +80,29 @@ def test_slic_has_no_pull_beyond_the_hinge() -> None:
     value, gradients = worked(slic, beta=0.5)  # 1 - 1.5 < 0
     assert value == 0.0
     assert gradients == [0.0] * 4
+
+
+def test_simpo() -> None:
+    inputs = pair(-1.0, -1.75, 0.0, 0.0)
+    value = simpo(*inputs, beta=2.0, gamma=0.5)
+    value.sum().backward()
+    # 2 * 0.75 - 0.5 = 1: log(1 + e^-1) = 0.3132617; slope -2 sigmoid(-1) = -2 * 0.2689414
+    assert value.item() == pytest.approx(0.3132617, abs=1e-7)
+    assert inputs[0].grad.item() == pytest.approx(-0.5378828, abs=1e-7)
+    assert inputs[1].grad.item() == pytest.approx(0.5378828, abs=1e-7)
+    assert inputs[2].grad is None  # the reference is not looked at,
+    assert torch.equal(simpo(*inputs[:2], None, None, beta=2.0, gamma=0.5), value)  # nor needed
+
+
+def test_anchored_dpo() -> None:
+    inputs = pair(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED)
+    value = anchored_dpo(*inputs, beta=0.1, delta=0.5, anchor=0.5)
+    value.sum().backward()
+    # log-ratio of y+ is 2: -log sigmoid(0.2 - 0.5) = log(1 + e^0.3) = 0.8543552; 0.5543552 + 0.5 * 0.8543552
+    assert value.item() == pytest.approx(0.9815328, abs=1e-6)
+    # d/d log pi(y+) = -0.1 sigmoid(-0.3) - 0.5 * 0.1 * sigmoid(0.3) = -0.1 * 0.4255575 - 0.05 * 0.5744425
+    assert inputs[0].grad.item() == pytest.approx(-0.0712779, abs=1e-6)
+    assert inputs[1].grad.item() == pytest.approx(0.0425557, abs=1e-6)  # the anchor does not touch y-
 
 
 @pytest.mark.parametrize("loss", [dpo, ipo, slic])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import ImpossibleCell, plan_cell
@@ -37,6 +38,24 @@ def test_methods_share_their_stages(composed):
     dpo, ipo = plan_cell(composed()), plan_cell(composed("alignment=ipo"))
     assert [stage.key for stage in dpo.stages] == [stage.key for stage in ipo.stages]
     assert dpo.key != ipo.key
+
+
+@pytest.mark.parametrize("method", ["ddpo", "slic"])
+def test_the_reference_does_not_depend_on_how_a_method_weighs_and_reduces_it(composed, method):
+    dpo, other = plan_cell(composed()), plan_cell(composed(f"alignment={method}", "alignment.logprobs=mean"))
+    assert dpo.stages[1].key == other.stages[1].key
+
+
+def test_a_method_without_a_reference_has_no_stage_for_it(composed):
+    assert [stage.name for stage in plan_cell(composed("alignment=simpo")).stages] == ["preferences"]
+
+
+def test_a_method_that_adds_responses_has_a_reference_of_its_own(composed):
+    dpo, mdpo = plan_cell(composed()), plan_cell(composed("alignment=mdpo"))
+    assert dpo.stages[0].key == mdpo.stages[0].key
+    assert dpo.stages[1].key != mdpo.stages[1].key
+    again = plan_cell(composed("alignment=mdpo", "alignment.loss.beta=0.3", "seed=1"))
+    assert mdpo.stages[1].key == again.stages[1].key
 
 
 @pytest.mark.parametrize(
@@ -81,14 +100,115 @@ def test_online_method_without_a_judge_is_refused(composed):
         plan_cell(composed("alignment=online_dpo", "annotator=none"))
 
 
-def test_method_and_sampler_must_agree(composed):
-    with pytest.raises(ImpossibleCell, match="choose sampler=policy"):
-        plan_cell(composed("alignment=online_dpo", "sampler=dataset"))
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        (["alignment=online_dpo", "sampler=dataset"], "or sampler=policy"),
+        (["alignment=online_dpo", "sampler.when=offline"], "choose sampler.when=online"),
+        (["alignment=mixed_dpo", "sampler=dataset"], "or sampler=policy"),
+        (["alignment=averaged_dpo", "sampler=policy", "annotator=oracle"], "choose sampler=bdhs_attn"),
+        (["sampler=bdhs_attn", "annotator=large"], "choose annotator=none"),
+        (["annotator=oracle"], "would not be asked"),
+        (["sampler=policy"], "choose annotator=oracle"),
+        (["sampler.when=sometimes"], "choose offline or online"),
+        (["dataset.offers=answers"], "choose a dataset with pairs"),
+        (["dataset.offers=prompts", "sampler=bdhs_noise"], "sampler=bdhs_noise needs reference answers"),
+        (
+            ["dataset.offers=answers", "alignment=averaged_dpo"],
+            "alignment=averaged_dpo needs chosen and rejected",
+        ),
+        (["benchmark.of=reward_model"], "choose benchmark=scenes"),
+        (["benchmark=scenes/reward"], "choose benchmark=scenes"),
+        (["alignment=reward_model", "benchmark=scenes"], "choose benchmark=scenes/reward"),
+        (["alignment=reward_model", "sampler.when=online"], "choose sampler.when=offline"),
+        (["alignment=reward_model", "dataset=scenes/llava_instruct"], "choose a dataset with pairs"),
+        (
+            ["alignment=rloo", "sampler=dataset", "annotator=none"],
+            "alignment=rloo has no use .* choose sampler=policy",
+        ),
+        (
+            ["alignment=ppo", "sampler=bdhs_attn", "annotator=none"],
+            "alignment=ppo has no use .* choose sampler=policy",
+        ),
+        (["alignment=rloo", "sampler.when=offline", "annotator=oracle"], "choose sampler.when=online"),
+        (["alignment=ppo", "annotator=none"], "choose annotator=oracle"),
+        (["dataset=scenes/llava_instruct"], "choose a dataset with pairs"),
+        (["dataset=scenes/llava_instruct", "alignment=averaged_dpo"], "choose a dataset with pairs"),
+        (
+            ["dataset=scenes/llava_instruct", "alignment=mixed_dpo", "annotator=oracle"],
+            "a dataset with pairs",
+        ),
+        (["sampler=policy", "annotator=oracle", "sampler.build.k=1"], "choose sampler.build.k=2 or more"),
+        (["alignment=rloo", "annotator=oracle", "sampler.build.k=1"], "choose sampler.build.k=2 or more"),
+        (["alignment.logprobs=average"], "choose sum .* or mean"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_advice(composed, overrides, advice):
+    with pytest.raises(ImpossibleCell, match=advice):
+        plan_cell(composed(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        (["sampler=bdhs_attn"], ["preferences", "samples", "reference_logprobs"]),
+        (
+            ["sampler=bdhs_attn", "dataset=scenes/llava_instruct"],
+            ["preferences", "samples", "reference_logprobs"],
+        ),
+        (["alignment=simpo", "sampler=bdhs_attn"], ["preferences", "samples"]),
+        (["alignment=mdpo", "sampler=policy", "annotator=oracle"], ["preferences"]),
+        (["sampler=bdhs_attn", "sampler.when=online"], ["preferences"]),
+        (
+            ["alignment=online_dpo", "sampler=bdhs_attn", "annotator=none", "sampler.when=online"],
+            ["preferences"],
+        ),
+        (["alignment=averaged_dpo"], ["preferences", "samples", "reference_logprobs"]),
+        (["alignment=ipo", "sampler=policy", "annotator=oracle"], ["preferences"]),
+        (
+            ["sampler=policy", "sampler.when=offline", "annotator=oracle"],
+            ["preferences", "samples", "reference_logprobs"],
+        ),
+    ],
+)
+def test_the_sampler_decides_what_is_made_before_training(composed, overrides, stages):
+    assert [stage.name for stage in plan_cell(composed(*overrides)).stages] == stages
+
+
+def test_samples_are_shared_by_methods_and_seeds(composed):
+    cells = [
+        plan_cell(composed("sampler=bdhs_attn", *change))
+        for change in ([], ["seed=1"], ["alignment=ipo"], ["alignment.epochs=2"])
+    ]
+    assert len({cell.stages[1].key for cell in cells}) == 1
+    assert len({cell.key for cell in cells}) == 4
+
+
+def test_ppo_compares_a_response_with_its_value_and_needs_no_other(composed):
+    plan_cell(composed("alignment=ppo", "annotator=oracle", "sampler.build.k=1"))
+
+
+def test_a_reward_model_is_trained_once_for_all_runs_that_ask_it(composed):
+    cells = [
+        plan_cell(composed(f"alignment={method}", "annotator=reward_model", "dataset=scenes/povid", *change))
+        for method in ("rloo", "online_dpo")
+        for change in ([], ["seed=1"])
+    ]
+    models = [[s for s in cell.stages if s.name == "reward_model"] for cell in cells]
+    assert {len(found) for found in models} == {1}
+    assert len({found[0].key for found in models}) == 1
+    given = plan_cell(composed("alignment=rloo", "annotator=reward_model", "annotator.path=some/run"))
+    assert "reward_model" not in [stage.name for stage in given.stages]
+
+
+def test_reinforcement_learning_has_no_reduction_to_choose(composed):
+    with pytest.raises(ConfigCompositionException, match="logprobs"):
+        composed("alignment=rloo", "annotator=oracle", "alignment.logprobs=mean")
 
 
 def test_misspelt_target_is_refused_before_anything_runs(composed):
     config = copy.deepcopy(composed())
     config["alignment"]["loss"]["_target_"] = "mllm_align.losses.dpoo"
-    config["alignment"]["module"]["loss"]["_target_"] = "mllm_align.losses.dpoo"
+    config["alignment"]["module"]["offline"]["loss"]["_target_"] = "mllm_align.losses.dpoo"
     with pytest.raises(ValueError, match="dpoo"):
         plan_cell(config)

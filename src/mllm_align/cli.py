@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "train": "train and evaluate one cell, or a grid of cells with -m",
     "sample": "build a preference set and write it as Parquet",
+    "judge": "measure an annotator's accuracy and position bias on held-out pairs",
     "evaluate": "run benchmarks on a base model or on an adapter",
     "table": "compare finished runs: terminal, Markdown, CSV, LaTeX, a page with pictures",
 }

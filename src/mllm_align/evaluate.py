@@ -25,7 +25,7 @@ def _main(cfg: DictConfig) -> None:
 
 def _run(config: dict[str, Any]) -> None:
     from mllm_align import stages
-    from mllm_align.store import write_json
+    from mllm_align.store import Store, write_json
 
     stages.set_threads(config["trainer"]["threads"])
     model, out = config["base_model"], Path(config["out"])
@@ -33,7 +33,11 @@ def _run(config: dict[str, Any]) -> None:
     metrics = {}
     for name, spec in (config["benchmark"]["tasks"] or {}).items():
         metrics[name] = stages.answer(
-            policy, spec, out / "predictions" / f"{name}.jsonl", model["batch_size"]
+            policy,
+            spec,
+            out / "predictions" / f"{name}.jsonl",
+            model["batch_size"],
+            Store(Path(config["outputs"]) / "store"),
         )
         print(f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in metrics[name].items()))
     write_json(out / "metrics.json", metrics)

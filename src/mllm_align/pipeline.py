@@ -1,7 +1,8 @@
 """One cell of a grid, from its composed config to its record: what would run (`plan_cell`), and doing it (`run_cell`).
 
-    preferences ──► reference log-probs ──► training ──► predictions ──► metrics
-    (store)         (store)                 (run folder, with the record)
+    preferences ──► samples ──► reference log-probs ──► training ──► predictions ──► metrics
+    reward model ─────┴─────────────────────────────────────┘
+    (store)                                             (run folder, with the record)
 
 What a cell shares with others lies in the store; what is its own lies in its run folder. Planning imports no torch.
 """
@@ -62,65 +63,217 @@ class Cell:
 def plan_cell(config: Config) -> Cell:
     """Check a composed config and say what it would run. Raises ImpossibleCell, or ValueError naming what is wrong."""
     check(config)
-    trains = config["alignment"]["module"] is not None
-    preferences = preferences_stage(config) if trains else None
-    reference = reference_stage(config, preferences) if trains and needs(config, "reference") else None
-    stages = tuple(stage for stage in (preferences, reference) if stage is not None)
+    stages = input_stages(config) if config["alignment"]["module"] is not None else ()
     training = training_stage(config, stages)
-    seed = config["seed"] if trains else 0  # an untrained model has no draws to seed
+    seed = config["seed"] if stages else 0  # an untrained model has no draws to seed
     benchmarks = {name: benchmark_key(spec, training) for name, spec in benchmark_specs(config).items()}
     return Cell(config, label(config, stages), seed, training.key, stages, benchmarks)
 
 
+# What a dataset offers, each including what stands after it.
+OFFERS = ("pairs", "answers", "prompts")
+
+
 def check(config: Config) -> None:
     """Refuse what cannot work before anything is loaded."""
-    method, sampler, annotator = config["alignment"], config["sampler"], config["annotator"]
+    check_benchmarks(config)
+    method = config["alignment"]
     if method["module"] is None:
         return
-    wanted = method["when"]
-    if sampler["when"] != wanted:
-        instead = {"online": "sampler=policy", "offline": "sampler=dataset"}[wanted]
-        names = f"alignment={method['name']} is {wanted} but sampler={sampler['name']} is {sampler['when']}"
-        raise ImpossibleCell(f"{names}; choose {instead}")
-    if needs(config, "annotator") and annotator["build"] is None:
+    check_sampler(config)
+    check_when(config)
+    check_dataset(config)
+    check_annotator(config)
+    check_logprobs(config)
+
+
+def check_when(config: Config) -> None:
+    method, sampler = config["alignment"], config["sampler"]
+    name, when = method["name"], sampler["when"]
+    if when not in ("offline", "online"):
+        raise ImpossibleCell(f"sampler.when is {when!r}; choose offline or online")
+    if when not in method["when"]:
         raise ImpossibleCell(
-            f"alignment={method['name']} draws its own responses and needs a judge; "
-            "choose annotator=oracle (scenes only), annotator=self or annotator=large"
+            f"alignment={name} is {method['when'][0]}, but sampler={sampler['name']} is {when}; "
+            f"choose sampler.when={method['when'][0]}"
         )
 
 
-def needs(config: Config, what: str) -> bool:
-    """Whether the method uses `reference` (stored log-probabilities), `sampler` or `annotator`."""
-    return what in config["alignment"]["needs"]
+def check_sampler(config: Config) -> None:
+    method, sampler = config["alignment"], config["sampler"]
+    if sampler["gives"] in method["takes"]:
+        return check_draws(config)
+    suits = {
+        "pairs": "sampler=dataset",
+        "rejected": "sampler=bdhs_attn (or another that makes rejected responses)",
+        "responses": "sampler=policy",
+    }
+    wanted = " or ".join(suits[gives] for gives in method["takes"])
+    raise ImpossibleCell(
+        f"alignment={method['name']} has no use for what sampler={sampler['name']} gives; choose {wanted}"
+    )
+
+
+def check_draws(config: Config) -> None:
+    """One response a prompt has nothing to be compared with."""
+    method, sampler = config["alignment"], config["sampler"]
+    drawn, least = sampler["build"].get("k"), method.get("least", 1)
+    if sampler["gives"] == "responses" and drawn is not None and drawn < least:
+        raise ImpossibleCell(
+            f"alignment={method['name']} compares the responses to a prompt, and sampler.build.k is {drawn}; "
+            f"choose sampler.build.k={least} or more"
+        )
+
+
+def check_dataset(config: Config) -> None:
+    dataset = config["dataset"]
+    for axis in ("alignment", "sampler"):
+        asks = config[axis]["asks"]
+        if OFFERS.index(dataset["offers"]) > OFFERS.index(asks):
+            what = {"pairs": "chosen and rejected responses", "answers": "reference answers"}[asks]
+            raise ImpossibleCell(
+                f"{axis}={config[axis]['name']} needs {what}, and dataset={dataset['name']} has only "
+                f"{dataset['offers']}; choose a dataset with {asks}, such as dataset=scenes/povid"
+            )
+
+
+def check_annotator(config: Config) -> None:
+    method, sampler, annotator = config["alignment"], config["sampler"], config["annotator"]
+    asked = sampler["gives"] == "responses"
+    if asked and annotator["build"] is None:
+        raise ImpossibleCell(
+            f"sampler={sampler['name']} draws responses for alignment={method['name']}, and somebody must judge "
+            "them; choose annotator=oracle (scenes only), annotator=self, annotator=large or "
+            "annotator=reward_model"
+        )
+    if not asked and annotator["build"] is not None:
+        raise ImpossibleCell(
+            f"annotator={annotator['name']} would not be asked: sampler={sampler['name']} gives pairs whose better "
+            "side is known; choose annotator=none, or sampler=policy to have responses judged"
+        )
+
+
+def check_logprobs(config: Config) -> None:
+    """Methods without the option (reinforcement learning, reward models) have no such key."""
+    method = config["alignment"]
+    if "logprobs" in method and method["logprobs"] not in ("sum", "mean"):
+        raise ImpossibleCell(
+            f"alignment.logprobs is {method['logprobs']!r}; choose sum (over a response's tokens) or mean"
+        )
+
+
+def check_benchmarks(config: Config) -> None:
+    """A reward model does not write, and a policy gives no rewards."""
+    benchmark, makes = config["benchmark"], config["alignment"]["makes"]
+    if benchmark["tasks"] and benchmark["of"] != makes:
+        instead = {"policy": "benchmark=scenes", "reward_model": "benchmark=scenes/reward"}[makes]
+        raise ImpossibleCell(
+            f"alignment={config['alignment']['name']} makes a {makes.replace('_', ' ')}, and the chosen benchmark is "
+            f"for a {benchmark['of'].replace('_', ' ')}; choose {instead}"
+        )
+
+
+def needs(config: Config) -> list[str]:
+    """What the method's module is handed, see `runs.build_module`."""
+    return list(config["alignment"]["needs"][config["sampler"]["when"]])
 
 
 # --- stages ------------------------------------------------------------------------------------------------
 
 
-def preferences_stage(config: Config) -> Stage:
+def input_stages(config: Config) -> tuple[Stage, ...]:
+    """What training starts from, in the order of making: the last Groups among them are trained on."""
+    preferences = preferences_stage(config["dataset"])
+    stages = [preferences]
+    judge = reward_model_stage(config) if trains_reward_model(config) else None
+    stages += [judge] if judge else []
+    if config["sampler"]["when"] == "offline" and config["sampler"]["gives"] != "pairs":
+        stages.append(samples_stage(config, preferences, judge))
+    if "reference" in needs(config):
+        stages.append(reference_stage(config, stages[-1]))
+    if "reward_statistics" in needs(config):
+        stages.append(statistics_stage(config, preferences, judge))
+    return tuple(stages)
+
+
+def preferences_stage(dataset: Config) -> Stage:
     """The preference set: a dataset as it is published, or as it is constructed."""
-    return Stage("preferences", "mllm_align.stages.preferences", {"build": config["dataset"]["build"]})
+    return Stage("preferences", "mllm_align.stages.preferences", {"build": dataset["build"]})
 
 
-def reference_stage(config: Config, preferences: Stage | None) -> Stage:
-    """log pi_ref of every response of a preference set."""
-    assert preferences is not None
+def samples_stage(config: Config, preferences: Stage, judge: Stage | None) -> Stage:
+    """Groups that the sampler made with the starting policy; every run and seed shares them."""
     spec = {
-        "base_model": {"path": config["base_model"]["path"], "dtype": config["base_model"]["dtype"]},
+        "base_model": weights(config),
+        "accelerator": config["trainer"]["accelerator"],
+        "sampler": config["sampler"]["build"],
+        "seed": config["sampler"]["seed"],
+        "annotator": config["annotator"]["build"],
+        "draw": config["alignment"]["draw"],
+    }
+    return Stage(
+        "samples", "mllm_align.stages.samples", spec, with_judge({"preferences": preferences}, judge)
+    )
+
+
+def reference_stage(config: Config, groups: Stage) -> Stage:
+    """log pi_ref of every response that is trained on."""
+    spec = {
+        "base_model": weights(config),
         "accelerator": config["trainer"]["accelerator"],
         "precision": config["trainer"]["precision"],
         "max_length": config["alignment"]["max_length"],
         "batch_size": config["alignment"]["batch_size"],
     }
-    return Stage(
-        "reference_logprobs", "mllm_align.stages.reference_logprobs", spec, {"preferences": preferences}
-    )
+    if config["alignment"].get("extend") is not None:  # else methods share the stage
+        spec["extend"] = config["alignment"]["extend"]
+    return Stage("reference_logprobs", "mllm_align.stages.reference_logprobs", spec, {"preferences": groups})
+
+
+def trains_reward_model(config: Config) -> bool:
+    """Whether the annotator is a reward model that is trained for it, and shared."""
+    return config["annotator"].get("train") is not None and config["annotator"]["path"] is None
+
+
+def reward_model_stage(config: Config) -> Stage:
+    """The annotator's reward model: trained once for all runs and seeds that ask it."""
+    annotator = config["annotator"]
+    spec = {
+        "base_model": {**weights(config), "lora": config["base_model"]["lora"]},
+        "settings": annotator["train"],
+        "accelerator": config["trainer"]["accelerator"],
+        "precision": config["trainer"]["precision"],
+    }
+    data = {"preferences": preferences_stage(annotator["data"])}
+    return Stage("reward_model", "mllm_align.stages.reward_model", spec, data)
+
+
+def statistics_stage(config: Config, preferences: Stage, judge: Stage | None) -> Stage:
+    """Mean and standard deviation of the reward over the alignment set's own responses."""
+    spec = {
+        "base_model": weights(config),
+        "accelerator": config["trainer"]["accelerator"],
+        "annotator": config["annotator"]["build"],
+        "sampler": config["sampler"]["build"],
+        "seed": config["sampler"]["seed"],
+    }
+    inputs = with_judge({"preferences": preferences}, judge)
+    return Stage("reward_statistics", "mllm_align.stages.reward_statistics", spec, inputs)
+
+
+def with_judge(inputs: dict[str, Stage], judge: Stage | None) -> dict[str, Stage]:
+    return inputs if judge is None else {**inputs, "reward_model": judge}
+
+
+def weights(config: Config) -> Config:
+    """What decides the weights of the starting policy."""
+    return {"path": config["base_model"]["path"], "dtype": config["base_model"]["dtype"]}
 
 
 def training_stage(config: Config, stages: Sequence[Stage]) -> Stage:
     """Never in the store: its key names the run, and its files are the run's own."""
     model = config["base_model"]
-    spec: dict[str, Any] = {"base_model": {"path": model["path"], "dtype": model["dtype"]}}
+    spec: dict[str, Any] = {"base_model": weights(config)}
     if config["alignment"]["module"] is not None:
         spec = {
             "base_model": {name: model[name] for name in ("path", "dtype", "lora")},
@@ -130,7 +283,7 @@ def training_stage(config: Config, stages: Sequence[Stage]) -> Stage:
             "precision": config["trainer"]["precision"],
             "seed": config["seed"],
         }
-    return Stage("training", "mllm_align.stages.train", spec, {stage.name: stage for stage in stages})
+    return Stage("training", "mllm_align.runs.train", spec, {stage.name: stage for stage in stages})
 
 
 def benchmark_specs(config: Config) -> dict[str, Config]:
@@ -148,7 +301,8 @@ def label(config: Config, stages: Sequence[Stage]) -> str:
     axes = [config["alignment"]["name"], config["base_model"]["name"]]
     if stages:
         axes[1:1] = [config["dataset"]["name"]]
-        axes += [config[axis]["name"] for axis in ("annotator",) if needs(config, axis)]
+        axes += [config["sampler"]["name"]] if config["sampler"]["gives"] == "rejected" else []
+        axes += [config["annotator"]["name"]] if config["annotator"]["build"] is not None else []
     return "-".join([*(str(name).replace("/", "_") for name in axes), unseeded])
 
 
@@ -183,7 +337,7 @@ def run_cell(config: Config, overrides: Sequence[str] = ()) -> dict[str, float]:
             log.info("found finished: %s", record.folder)
             return record.headline
         record.reopen()
-        from mllm_align import stages
+        from mllm_align import runs
 
-        stages.run(cell, record, todo)
+        runs.run(cell, record, todo)
         return record.headline

@@ -42,12 +42,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Response:
-    """An answer, and the name of what wrote it (`dataset`, `policy`, `bdhs_attn`, a model's name, ...)."""
+    """An answer, and the name of what wrote it (`dataset`, `policy`, `bdhs_attn`, a model's name, ...).
+
+    `provenance` is JSON-able: how a sampler made it (its iteration, similarity, cuts, mask seed, ...). `image`
+    is the image that its probability is asked under, where that is not the Example's (mDPO).
+    """
 
     text: str
     source: str = "dataset"
     token_ids: tuple[int, ...] | None = None
     score: float | None = None
+    provenance: Mapping[str, Any] | None = None
+    image: ImageRef | None = None
 
 
 @dataclass(frozen=True)

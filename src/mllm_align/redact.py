@@ -18,23 +18,33 @@ SECRET_WORDS = {
     "credentials",
 }
 HARMLESS = {"eos_token", "bos_token", "pad_token", "unk_token", "image_token"}
+# As shells and the systems that start jobs write the names of variables; a key has small letters or dashes.
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 
 
-def is_secret(name: str) -> bool:
+def is_secret(name: str, value: object = None) -> bool:
     """Whether a config key's last part says key, token, password or secret.
 
-    `*_env` does not count: it names a variable, not its value.
+    `*_env` does not count, as it names a variable: unless `value` is text that no variable is called, which
+    is then the secret itself, put in the wrong place.
     """
     last = re.split(r"[./@]", name.lstrip("+~"))[-1].lower()
     words = re.split(r"[_\-]", last)
-    return bool(SECRET_WORDS & set(words)) and last not in HARMLESS and words[-1] != "env"
+    if not SECRET_WORDS & set(words) or last in HARMLESS:
+        return False
+    return words[-1] != "env" or (isinstance(value, str) and not is_variable(value))
+
+
+def is_variable(text: str) -> bool:
+    """Whether an environment variable may be called so (or null in an override)."""
+    return text in ("", "null") or VARIABLE.fullmatch(text) is not None
 
 
 def redact(config: Any) -> Any:
     """`config` as plain data, secrets blanked."""
     if isinstance(config, Mapping):
         return {
-            name: BLANK if is_secret(name) and isinstance(value, str) and value else redact(value)
+            name: BLANK if is_secret(name, value) and isinstance(value, str) and value else redact(value)
             for name, value in config.items()
         }
     if isinstance(config, list | tuple):
@@ -46,7 +56,7 @@ def redact_overrides(overrides: Sequence[str]) -> list[str]:
     """`name=value` overrides, secrets blanked."""
     parts = [override.partition("=") for override in overrides]
     return [
-        name + equals + (BLANK if value and is_secret(name) else _without_login(value))
+        name + equals + (BLANK if value and is_secret(name, value) else _without_login(value))
         for name, equals, value in parts
     ]
 

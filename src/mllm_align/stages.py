@@ -1,11 +1,11 @@
-"""What the stages of a cell do. `pipeline` decides which of them run; this module is the one that loads torch."""
+"""What cells share: the stages of the store, loading, benchmarks and judging; loads torch."""
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,23 @@ from hydra.utils import instantiate
 
 from mllm_align.benchmarks import base as benchmarks
 from mllm_align.datasets.parquet import read_groups, write_groups
+from mllm_align.models.heads import REWARD_HEAD, has_head, load_head
 from mllm_align.models.load import Policy, add_lora, load_policy
-from mllm_align.record import RunRecord
+from mllm_align.pipeline import preferences_stage, reward_model_stage, trains_reward_model
 from mllm_align.records import Group
 from mllm_align.store import Store, write_json
 
 if TYPE_CHECKING:
-    from mllm_align.pipeline import Cell
+    pass
 
 log = logging.getLogger(__name__)
 
 Config = Mapping[str, Any]
 PAIRS = "preferences.parquet"
 TABLE = "reference.safetensors"
+STATISTICS = "reward.json"
+# What `fit` is told by a method's config.
+FITTED = ("epochs", "batch_size", "accumulate", "gradient_clip")
 
 
 def made(spec: Config) -> Any:
@@ -44,6 +48,7 @@ def made(spec: Config) -> Any:
 
 def preferences(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     """A preference set as Parquet, with what its construction reports (rows skipped, say) beside it."""
+    quiet_libraries()
     groups, report = build_dataset(config["build"])
     write_groups(out / PAIRS, groups)
     write_json(out / "report.json", {"groups": len(groups), **report})
@@ -56,25 +61,109 @@ def build_dataset(spec: Config) -> tuple[Sequence[Group], dict[str, Any]]:
 
 
 def sampled(config: Config) -> tuple[Sequence[Group], dict[str, Any]]:
-    """What `mllm-align sample` writes: the dataset's own Groups, or new responses to its prompts, annotated."""
+    """What `mllm-align sample` writes: the dataset's own Groups, or what the sampler makes of them."""
+    from mllm_align.modules.draws import sampled as draw
+
     groups, report = build_dataset(config["dataset"]["build"])
-    if config["sampler"]["when"] == "offline":
+    sampler, annotator = config["sampler"], config["annotator"]
+    if sampler["gives"] == "pairs":
         return groups, report
-    if config["annotator"]["build"] is None:
+    if sampler["gives"] == "responses" and annotator["build"] is None:
         raise ValueError(
-            f"sampler={config['sampler']['name']} draws responses, and somebody must compare them; "
+            f"sampler={sampler['name']} draws responses, and somebody must compare them; "
             "choose annotator=oracle (scenes only), annotator=self or annotator=large"
         )
     policy = load(config["base_model"], config["trainer"]["accelerator"])
-    examples = [group.example for group in groups]
-    drawn = made(config["sampler"]["build"]).sample(policy, examples, config["seed"])
-    annotated = made(config["annotator"]["build"])(policy).annotate(drawn)
-    decided = [group for group in annotated if group.preferences]
-    return decided, {**report, "ties left out": len(annotated) - len(decided)}
+    judge = made(annotator["build"])(policy) if sampler["gives"] == "responses" else None
+    drawn, found = draw_groups(policy, groups, config["seed"], sampler["build"], judge, draw)
+    return drawn, {**report, **found}
+
+
+def draw_groups(
+    policy: Policy, groups: Sequence[Group], seed: int, sampler: Config, annotator: Any, draw: Any
+) -> tuple[list[Group], dict[str, Any]]:
+    """The decided Groups of a draw, and what there is to report of it."""
+    from mllm_align.samplers.bdhs import statistics
+
+    drawn = draw(policy, groups, seed, made(sampler), annotator)
+    decided = [group for group in drawn.groups if group.preferences]
+    if not decided:
+        raise ValueError(
+            f"none of the {len(drawn.groups)} drawn groups has a preference: the annotator sees no difference, or "
+            "the sampler came back with the answers themselves; choose another annotator or a lower threshold of "
+            "its ties, or sampler settings that change more"
+        )
+    return decided, {"ties left out": len(drawn.groups) - len(decided), **statistics(drawn.groups)}
+
+
+def samples(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
+    """The Groups that the sampler makes of a preference set with the starting policy."""
+    policy = load(config["base_model"], config["accelerator"])
+    judge = judge_of(config["annotator"], policy, inputs)
+    groups = read_groups(inputs["preferences"] / PAIRS)
+    drawn, report = draw_groups(
+        policy, groups, config["seed"], config["sampler"], judge, made(config["draw"])
+    )
+    write_groups(out / PAIRS, drawn)
+    write_json(out / "report.json", {"groups": len(drawn), **report})
+
+
+def extended(groups: Sequence[Group], extend: Config | None) -> Sequence[Group]:
+    """The Groups with what a method adds to each (`alignment.extend`); the store keeps them without."""
+    if extend is None:
+        return groups
+    added = made(extend)
+    return [added(group) for group in groups]
+
+
+def judge_of(build: Config | None, policy: Policy, folders: Mapping[str, Path]) -> Any:
+    """The annotator; a reward model that was trained for it comes from the store."""
+    if build is None:
+        return None
+    trained = {"path": str(folders["reward_model"])} if "reward_model" in folders else {}
+    return made(build)(policy, **trained)
+
+
+def reward_model(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
+    """The adapter and head of a reward model that is trained for an annotator."""
+    from mllm_align.modules.fit import TrainerOptions, fit
+    from mllm_align.modules.reward import RewardModule
+
+    settings = config["settings"]
+    policy = load(config["base_model"], config["accelerator"])
+    policy = add_lora(policy, **config["base_model"]["lora"], seed=settings["seed"])
+    module = RewardModule(
+        policy,
+        seed=settings["seed"],
+        optimise=made(settings["optimise"]),
+        max_length=settings["max_length"],
+    )
+    fitted = fit(
+        module,
+        read_groups(inputs["preferences"] / PAIRS),
+        out,
+        **{name: settings[name] for name in FITTED},
+        seed=settings["seed"],
+        trainer=TrainerOptions(accelerator=config["accelerator"], precision=config["precision"]),
+        title="reward model",
+    )
+    log.info("reward model: %d steps", fitted.steps)
+
+
+def reward_statistics(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
+    """Mean and standard deviation of the reward over the alignment set."""
+    from mllm_align.modules.policy_gradient import reward_statistics as compute
+
+    policy = load(config["base_model"], config["accelerator"])
+    judge = judge_of(config["annotator"], policy, inputs)
+    groups = read_groups(inputs["preferences"] / PAIRS)
+    if not any(group.responses for group in groups):
+        groups = made(config["sampler"]).sample(policy, groups, config["seed"])
+    write_json(out / STATISTICS, compute(judge, groups))
 
 
 def reference_logprobs(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
-    """log pi_ref(y|x) of every response: one tensor (k,) per example id, float32, in nats."""
+    """log pi_ref of every response's tokens: one tensor (k, R) per example id, float32, in nats."""
     from safetensors.torch import save_file
 
     from mllm_align.modules.reference import reference_logprobs as compute
@@ -82,7 +171,7 @@ def reference_logprobs(config: dict[str, Any], inputs: dict[str, Path], out: Pat
     policy = load(config["base_model"], config["accelerator"])
     table = compute(
         policy,
-        read_groups(inputs["preferences"] / PAIRS),
+        extended(read_groups(inputs["preferences"] / PAIRS), config.get("extend")),
         config["batch_size"],
         precision=config["precision"],
         max_length=config["max_length"],
@@ -90,155 +179,61 @@ def reference_logprobs(config: dict[str, Any], inputs: dict[str, Path], out: Pat
     save_file(table, out / TABLE)
 
 
-# --- the run itself ----------------------------------------------------------------------------------------
-
-
-def run(cell: Cell, record: RunRecord, todo: Sequence[str]) -> None:
-    """Train (unless that is done), answer the benchmarks `todo`, write metrics; the logger mirrors the record."""
-    set_threads(cell.config["trainer"]["threads"])
-    with made(cell.config["logger"]["build"])(about(cell, record)) as logger:
-        policy = trained_policy(cell, record, logger)
-        for name in todo:
-            with record.stage(f"benchmark {name}"):
-                answer_benchmark(cell, record, policy, name)
-        logger.summarise(flat_metrics(record), sample_rows(cell, record))
-    record.note(headline=headline(cell, record))
-
-
-def trained_policy(cell: Cell, record: RunRecord, logger: Any) -> Policy:
-    """The policy to evaluate: the base model alone, or with this run's adapter, trained first where it is missing."""
-    spec, accelerator = cell.config["base_model"], cell.config["trainer"]["accelerator"]
-    if cell.config["alignment"]["module"] is None:
-        return load(spec, accelerator)
-    adapter = record.folder / "adapter"
-    if not (adapter / "adapter_config.json").is_file():
-        train(cell, record, logger)
-    return load(spec, accelerator, adapter=adapter)
-
-
-def train(cell: Cell, record: RunRecord, logger: Any) -> None:
-    """Stages from the store, then the run's own training, from its checkpoint where there is one."""
-    from mllm_align.modules.fit import fit
-
-    config, method = cell.config, cell.config["alignment"]
-    store = Store(cell.outputs / "store")
-    folders = {}
-    for stage in cell.stages:
-        with record.stage(stage.name):
-            folders[stage.name] = store.get(stage)
-    note_report(record, folders["preferences"])
-    policy = load(config["base_model"], config["trainer"]["accelerator"])
-    policy = add_lora(policy, **config["base_model"]["lora"], seed=config["seed"])
-    module = build_module(config, policy, folders)
-    scalars = Mirror(record, logger)
-    with record.stage("training"):
-        fit(
-            module,
-            read_groups(folders["preferences"] / PAIRS),
-            record.folder,
-            epochs=method["epochs"],
-            batch_size=method["batch_size"],
-            accumulate=method["accumulate"],
-            gradient_clip=method["gradient_clip"],
-            seed=config["seed"],
-            trainer=made(config["trainer"]),
-            scalars=scalars.log,
-            on_resume=scalars.open,
-            title=f"{cell.label} seed{cell.seed}",
-        )
-    scalars.close()
-
-
-def build_module(config: Config, policy: Policy, folders: Mapping[str, Path]) -> Any:
-    """The method's Lightning module with what its config says it needs, and nothing else."""
-    from safetensors.torch import load_file
-
-    makers = {
-        "reference": lambda: load_file(folders["reference_logprobs"] / TABLE),
-        "sampler": lambda: made(config["sampler"]["build"]),
-        "annotator": lambda: made(config["annotator"]["build"])(policy),
-        "seed": lambda: config["seed"],
-    }
-    parts = {name: makers[name]() for name in config["alignment"]["needs"]}
-    return made(config["alignment"]["module"])(policy, **parts)
-
-
-class Mirror:
-    """Scalars go into the record line by line; the logger gets a copy."""
-
-    def __init__(self, record: RunRecord, logger: Any) -> None:
-        self.record, self.logger = record, logger
-        self.scalars: Any = None
-
-    def open(self, resumed_step: int) -> None:
-        self.scalars = self.record.scalars(resumed_step or None)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self.scalars.log(step, values)
-        self.logger.log(step, values)
-
-    def close(self) -> None:
-        self.scalars.close()
-
-
 # --- benchmarks --------------------------------------------------------------------------------------------
 
 
-def answer(policy: Policy, spec: Config, out: Path, batch_size: int) -> dict[str, float]:
+def answer(policy: Policy, spec: Config, out: Path, batch_size: int, store: Store) -> dict[str, float]:
     """Answer one benchmark, write its predictions to `out`, and score them."""
-    benchmark = made(spec)
+    benchmark = benchmark_of(spec, store)
     rows = benchmarks.run(policy, benchmark, out, batch_size)
     return benchmarks.score(benchmark, rows)
 
 
-def answer_benchmark(cell: Cell, record: RunRecord, policy: Policy, name: str) -> None:
-    spec = cell.config["benchmark"]["tasks"][name]
-    out = record.folder / "predictions" / f"{name}.jsonl"
-    metrics = answer(policy, spec, out, cell.config["base_model"]["batch_size"])
-    write_json(record.folder / "metrics.json", {**read_metrics(record), name: metrics})
-    done = {**record.data.get("benchmarks", {}), name: {"key": cell.benchmarks[name], "spec": dict(spec)}}
-    record.note(benchmarks=done)
+def benchmark_of(spec: Config, store: Store) -> Any:
+    """The benchmark; one that names a dataset as its `data` is given the folder where the store has it."""
+    if "data" not in spec:
+        return made(spec)
+    return made({**spec, "folder": str(store.get(preferences_stage(spec["data"])))})
 
 
-def read_metrics(record: RunRecord) -> dict[str, dict[str, float]]:
-    file = record.folder / "metrics.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+# --- annotators --------------------------------------------------------------------------------------------
 
 
-def flat_metrics(record: RunRecord) -> dict[str, float]:
-    return {f"{b}/{m}": v for b, metrics in read_metrics(record).items() for m, v in metrics.items()}
+def judged(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What `mllm-align judge` writes: a row a pair, and figures; nan is None there."""
+    from mllm_align.annotators.agreement import accuracy_interval, compare, judged_rows
 
-
-def headline(cell: Cell, record: RunRecord) -> dict[str, float]:
-    """The first metric that each benchmark shows."""
-    metrics = read_metrics(record)
-    shown = {name: made(cell.config["benchmark"]["tasks"][name]).shown[0].name for name in cell.benchmarks}
-    return {f"{name}/{metric}": metrics[name][metric] for name, metric in shown.items()}
-
-
-def sample_rows(cell: Cell, record: RunRecord, number: int = 8) -> list[dict[str, Any]]:
-    """A few generations to look at, with their images: the first ones of the benchmark with the longest answers."""
-    first = {
-        name: benchmarks.read_jsonl(record.folder / "predictions" / f"{name}.jsonl")[:number]
-        for name in cell.benchmarks
+    store = Store(Path(config["outputs"]) / "store")
+    groups = read_groups(store.get(preferences_stage(config["dataset"])) / PAIRS)
+    if not any(group.preferences for group in groups):
+        raise ValueError(f"dataset={config['dataset']['name']} has no pairs to judge; choose one with pairs")
+    trains = trains_reward_model(config)
+    folders = {"reward_model": store.get(reward_model_stage(config))} if trains else {}
+    policy = load(config["base_model"], config["trainer"]["accelerator"])
+    judgements = judge_of(config["annotator"]["build"], policy, folders).judge(groups)
+    rows, found = judged_rows(groups, judgements), compare(groups, judgements)
+    interval = accuracy_interval(rows)
+    figures = {
+        "annotator": config["annotator"]["name"],
+        "dataset": config["dataset"]["name"],
+        **{name: None if value != value else value for name, value in asdict(found).items()},
+        "interval": [interval.low, interval.high] if interval else None,
     }
-    if not first:
-        return []
-    name = max(first, key=lambda name: sum(len(row["prediction"]) for row in first[name]))
-    images = {e.id: e.image for e in made(cell.config["benchmark"]["tasks"][name]).examples()}
-    return [
-        {"image": images[row["id"]], "prompt": row["prompt"], "response": row["prediction"]}
-        for row in first[name]
-    ]
+    return rows, figures
 
 
 # --- small things ------------------------------------------------------------------------------------------
 
 
 def load(spec: Config, accelerator: str, adapter: Path | str | None = None) -> Policy:
-    """A base model of conf/base_model, on the device that the trainer would use."""
+    """A base model of conf/base_model, on the device that the trainer would use.
+
+    With an adapter also the reward head, where its folder has one.
+    """
     quiet_libraries()
-    return load_policy(spec["path"], dtype=spec["dtype"], device=device(accelerator), adapter=adapter)
+    policy = load_policy(spec["path"], dtype=spec["dtype"], device=device(accelerator), adapter=adapter)
+    folder = Path(adapter) if adapter else None
+    return load_head(policy, REWARD_HEAD, folder) if folder and has_head(folder, REWARD_HEAD) else policy
 
 
 def quiet_libraries() -> None:
@@ -259,21 +254,3 @@ def set_threads(threads: int | None) -> None:
 
     if threads:
         torch.set_num_threads(threads)
-
-
-def about(cell: Cell, record: RunRecord) -> dict[str, Any]:
-    """What a logger is told of a run."""
-    data = record.data
-    return {
-        "folder": record.folder,
-        "id": cell.key,
-        "name": f"{cell.label} seed{cell.seed}",
-        "group": (cell.config.get("sweep") or {}).get("name"),
-        "tags": [value for value in data["axes"].values() if value != "none"],
-        "config": dict(cell.config),
-    }
-
-
-def note_report(record: RunRecord, folder: Path) -> None:
-    """What the dataset's construction reported, skipped rows for one, belongs to the record."""
-    record.note(dataset=json.loads((folder / "report.json").read_text(encoding="utf-8")))

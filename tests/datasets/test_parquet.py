@@ -41,7 +41,9 @@ def groups(tmp_path) -> list[Group]:
             (
                 Response("x", "policy", (), 0.30000000000000004),
                 Response("y", "policy", (1, 2, 3), math.inf),
-                Response("z", "bdhs_attn"),
+                Response(
+                    "z", "bdhs_attn", provenance={"kept": [[0, 4], [9, 9]], "iteration": 2, "guided": True}
+                ),
             ),
             (Preference(1, 0), Preference(1, 2, 0.5), Preference(0, 2)),
         ),
@@ -94,6 +96,48 @@ def test_the_standard_columns(tmp_path):
     assert json.loads(rows[0]["meta"])["ä"] == "日本"
 
 
+MADE = {"iteration": 3, "similarity": 0.125, "cuts": [0, 17], "mask_seed": 2**62 + 1, "guided": False}
+
+
+def made(tmp_path) -> list[Group]:
+    first, second, *_ = groups(tmp_path)
+    rejected = Response("A dog.", "bdhs_attn", provenance=MADE)
+    return [Group(first.example, (first.responses[0], rejected), first.preferences), second]
+
+
+def test_how_the_rejected_response_was_made_stands_in_columns(tmp_path):
+    before = made(tmp_path)
+    write_groups(tmp_path / "p", before)
+    after = read_groups(tmp_path / "p")
+    assert after[0].responses[1].provenance == MADE
+    assert [plain(group) for group in after] == [plain(group) for group in before]
+    one, other = pq.read_table(tmp_path / "p").to_pylist()
+    assert {name: one[name] for name in ("iteration", "similarity", "cuts", "mask_seed")} == {
+        "iteration": 3, "similarity": 0.125, "cuts": [0, 17], "mask_seed": 2**62 + 1,
+    }  # fmt: skip
+    # the first preference of the other Group rejects a response without provenance
+    assert [other[name] for name in ("iteration", "similarity", "cuts", "mask_seed")] == [None] * 4
+
+
+def test_files_without_these_columns_are_read(tmp_path):
+    write_groups(tmp_path / "p", groups(tmp_path)[:1])
+    table = pq.read_table(tmp_path / "p").drop_columns(["iteration", "similarity", "cuts", "mask_seed"])
+    column = [
+        [{k: v for k, v in r.items() if k != "provenance"} for r in row]
+        for row in table["responses"].to_pylist()
+    ]
+    table = table.set_column(table.schema.get_field_index("responses"), "responses", pa.array(column))
+    pq.write_table(table, tmp_path / "old")
+    assert [plain(g) for g in read_groups(tmp_path / "old")] == [plain(g) for g in groups(tmp_path)[:1]]
+
+
+def test_your_own_data_may_be_such_a_file(tmp_path):
+    from mllm_align.datasets.local import load_local
+
+    write_groups(tmp_path / "p.parquet", made(tmp_path))
+    assert load_local(str(tmp_path / "p.parquet"))[0].responses[1].provenance == MADE
+
+
 def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "set" / "pairs.parquet"
     write_groups(path, groups(tmp_path)[:1])
@@ -124,7 +168,7 @@ def test_datasets_and_trl_read_it(tmp_path):
     """`datasets` decodes the images, and TRL's collator puts image and messages together for a LLaVA processor."""
     datasets = pytest.importorskip("datasets")
     data_utils = pytest.importorskip("trl.data_utils")
-    before = groups(tmp_path)[:2]
+    before = made(tmp_path)
     write_groups(tmp_path / "pairs.parquet", before)
     rows = datasets.load_dataset(
         "parquet",
@@ -134,6 +178,7 @@ def test_datasets_and_trl_read_it(tmp_path):
     )
     for group, row in zip(before, rows, strict=True):
         np.testing.assert_array_equal(np.asarray(row["images"][0]), np.asarray(group.example.image.load()))
+        assert row["mask_seed"] == (None if group.responses[1].provenance is None else MADE["mask_seed"])
         assert data_utils.is_conversational(row)
         messages = data_utils.prepare_multimodal_messages(row["prompt"], images=row["images"])
         assert [part["type"] for part in messages[0]["content"]] == ["image", "text"]

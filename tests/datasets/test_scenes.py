@@ -147,7 +147,22 @@ def last(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-@pytest.mark.parametrize("name", ["povid", "rlhf_v", "vlfeedback", "llava_rlhf"])
+def test_answers_without_pairs_are_those_that_povid_starts_from(tmp_path):
+    groups, _ = sets.llava_instruct(12, seed=3)
+    assert all(g.example.reference and not g.responses and not g.preferences for g in groups)
+    chosen = {last(g.example.id): g.responses[0].text for g in sets.povid(12, seed=3)[0]}
+    answers = {last(g.example.id): g.example.reference for g in groups}
+    both = chosen.keys() & answers.keys()
+    assert len(both) > 8
+    assert all(chosen[name] == answers[name] for name in both)
+    write_groups(tmp_path / "answers.parquet", groups)
+    back = read_groups(tmp_path / "answers.parquet")
+    assert [(g.example.reference, g.responses) for g in back] == [(g.example.reference, ()) for g in groups]
+    with pytest.raises(ValueError, match="ask for fewer"):
+        sets.llava_instruct(sets.POOL + 1)
+
+
+@pytest.mark.parametrize("name", ["povid", "rlhf_v", "vlfeedback", "llava_rlhf", "llava_instruct"])
 def test_configs_build_what_they_say(name, models):
     config = OmegaConf.load(CONF / f"{name}.yaml")
     assert config.name == f"scenes/{name}"

@@ -42,11 +42,11 @@ def test_a_method_is_one_function_one_file_and_one_test(tmp_path, monkeypatch) -
     )
     with initialize_config_dir(str(tmp_path), version_base=None):
         cfg = compose("primary", overrides=["alignment.loss.wrong=0.5"])
-    loss = instantiate(cfg.alignment.module).keywords["loss"]
+    loss = instantiate(cfg.alignment.module.offline).keywords["loss"]
     # Half of the labels wrong and no margin: log 2, and no slope.
     zeros = [torch.zeros(1, requires_grad=True) for _ in range(4)]
     value = loss(*zeros)
     value.sum().backward()
     assert value.item() == pytest.approx(0.6931472)
     assert zeros[0].grad.item() == 0.0
-    assert cfg.alignment.module._target_.endswith("PreferenceModule")
+    assert cfg.alignment.module.offline._target_.endswith("PreferenceModule")

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from mllm_align.annotators.base import Comparison, Judgement, fill
 from mllm_align.annotators.oracle import OracleAnnotator
 from mllm_align.annotators.pairs import all_pairs, best_worst
-from mllm_align.losses import dpo
+from mllm_align.losses import anchored_dpo, dpo, simpo
 from mllm_align.models.load import add_lora, load_policy
+from mllm_align.modules.draws import Drawn, sampled
+from mllm_align.modules.extend import image_preference
 from mllm_align.modules.figures import means
 from mllm_align.modules.fit import TrainerOptions, fit
-from mllm_align.modules.online import Drawn, OnlinePreferenceModule, drawing_figures, online, used_only
+from mllm_align.modules.online import OnlinePreferenceModule, drawing_figures, used_only
 from mllm_align.modules.optimise import Optimise
 from mllm_align.records import Group, Preference, Response
 from mllm_align.samplers.policy import PolicySampler
@@ -195,7 +197,7 @@ def test_the_oracle_agrees_with_itself(folder, tmp_path) -> None:
         texts = ["There is a dog.", "There is a cat and a tree."]
         drawn = [Group(g.example, tuple(Response(t) for t in texts)) for g in groups]
         judgements = annotator.judge(drawn)
-        return Drawn(annotator.prefer(drawn, judgements), judgements)
+        return Drawn(annotator.prefer(drawn, judgements), judgements, [True] * len(drawn))
 
     module = make_module(folder, OracleAnnotator(), draw=said)
     told = run(module, scene_groups(6), tmp_path, batch_size=6)
@@ -212,7 +214,7 @@ def test_figures_of_drawing_by_hand() -> None:
     ]
     comparisons = (Comparison(0, 1, 2.0, 1.0), Comparison(0, 2, 2.0, -1.0))  # the first conflicts
     judgements = [Judgement((0.0, 0.0, 0.0), comparisons), *[Judgement((0.0, 0.0, 0.0))] * 3]
-    found = means(drawing_figures(Drawn(groups, judgements)))
+    found = means(drawing_figures(Drawn(groups, judgements, [True] * 4)))
     assert found["ties"] == 0.25
     assert found["agreement"] == pytest.approx(2 / 3)
     assert found["conflicting"] == 0.5
@@ -222,13 +224,13 @@ def test_figures_of_drawing_by_hand() -> None:
 def test_a_group_that_nobody_judged_is_trained_on_and_not_counted() -> None:
     """Mixed-DPO takes some pairs from the dataset."""
     groups = [replace(g, preferences=(Preference(0, 1),)) for g in scene_groups(2)]
-    found = means(drawing_figures(Drawn(groups, [None, Judgement((1.0, 0.0, 0.0))])))
+    found = means(drawing_figures(Drawn(groups, [None, Judgement((1.0, 0.0, 0.0))], [False, True])))
     assert (found["ties"], found["agreement"]) == (0.0, 1.0)
 
 
 def test_images_that_are_no_scenes_have_no_agreement() -> None:
     groups = [replace(g, preferences=(Preference(0, 1),)) for g in make_groups(2)]
-    found = means(drawing_figures(Drawn(groups, [Judgement((1.0, 0.0))] * 2)))
+    found = means(drawing_figures(Drawn(groups, [Judgement((1.0, 0.0))] * 2, [True, True])))
     assert found == {"ties": 0.0}
 
 
@@ -245,9 +247,49 @@ def test_all_pairs_train_too(folder, tmp_path) -> None:
     assert step["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
+def test_nothing_of_the_reference_is_computed_where_the_loss_has_no_use_for_it(
+    folder, tmp_path, monkeypatch
+) -> None:
+    def forbidden(*_):
+        raise AssertionError("the reference was asked")
+
+    monkeypatch.setattr("mllm_align.modules.online.frozen_logprobs", forbidden)
+    module = make_module(folder, reference_free=True, logprobs="mean")
+    module.loss = partial(simpo, beta=2.0, gamma=1.0)
+    (step,) = run(module, make_groups(2), tmp_path)
+    assert step["loss"] > 0
+    assert step["grad_norm"] > 0
+    assert not {"kl", "kl_policy"} & step.keys()
+
+
+def test_what_a_method_adds_is_added_to_what_was_drawn(folder, tmp_path) -> None:
+    module = make_module(folder, extend=partial(image_preference, most=0.2, seed=0))
+    module.loss = partial(anchored_dpo, beta=0.1, delta=0.0, anchor=0.5)
+    (step,) = run(module, make_groups(2), tmp_path)
+    assert step["loss"] == pytest.approx(1.5 * math.log(2), abs=1e-4)  # a mean over pairs, two an example
+    (alone,) = run(make_module(folder), make_groups(2), tmp_path / "dpo")
+    assert step["response_tokens"] == alone["response_tokens"]  # the same draws
+    assert step["logp_chosen"] == pytest.approx(alone["logp_chosen"], abs=1e-4)
+
+
+def test_token_weights_are_asked_for_the_drawn_pairs(folder, tmp_path) -> None:
+    asked: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def even_only(chosen, rejected):
+        asked.append((tuple(chosen), tuple(rejected)))
+        return [1.0] * len(chosen), [0.0] * len(rejected)
+
+    annotator = EvenAnnotator()
+    module = make_module(folder, annotator, token_weights=even_only)
+    (step,) = run(module, make_groups(2), tmp_path)
+    drawn = {r.token_ids for g in annotator.seen for r in g.responses}
+    assert len(asked) == round(2 * (1 - step["ties"]))
+    assert {ids for pair in asked for ids in pair} <= drawn
+
+
 def test_online_draws_every_prompt_and_keeps_the_order(folder) -> None:
     policy = load_policy(folder)
     groups = make_groups(3)
-    drawn = online(policy, groups, 7, PolicySampler(max_new_tokens=6), EvenAnnotator())
+    drawn = sampled(policy, groups, 7, PolicySampler(max_new_tokens=6), EvenAnnotator())
     assert [g.example for g in drawn.groups] == [g.example for g in groups]
     assert len(drawn.judgements) == 3

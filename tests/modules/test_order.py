@@ -49,7 +49,50 @@ def test_accumulation_takes_the_same_examples_a_step() -> None:
     assert steps(plan(batch_size=4, accumulate=1)) == steps(plan(batch_size=1, accumulate=4))
 
 
-@pytest.mark.parametrize("name", ["size", "batch_size", "accumulate", "epochs"])
+def test_repeats_take_the_same_groups_in_steps_in_a_row() -> None:
+    repeated = plan(repeats=3)
+    assert (repeated.steps_per_epoch, repeated.total_steps) == (9, 27)
+    micro = repeated.micro_batches(1)
+    assert [(m.step, m.repeat, m.part, len(m.indices)) for m in micro if m.step >= 15] == [
+        (15, 2, 0, 2), (15, 2, 1, 2),
+        (16, 0, 0, 2), (16, 0, 1, 0), (17, 1, 0, 2), (17, 1, 1, 0), (18, 2, 0, 2), (18, 2, 1, 0),
+    ]  # fmt: skip
+    once = plan().micro_batches(1)
+    for again in range(3):
+        found = [(m.indices, m.scale) for m in micro if m.repeat == again and m.indices]
+        assert found == [(m.indices, m.scale) for m in once]
+
+
+def test_every_step_of_repeats_has_as_many_micro_batches() -> None:
+    """Lightning counts micro-batches through the epoch: an odd one would shift all steps after it."""
+    parts = [m.part for m in plan(repeats=2, accumulate=3).micro_batches(0)]
+    assert parts == [0, 1, 2] * 4
+
+
+def test_repeats_resumed_after_a_whole_draw_are_the_tail() -> None:
+    repeated = plan(repeats=3)
+    tail = repeated.micro_batches(0, first_step=3)
+    assert tail == repeated.micro_batches(0)[6:]
+    assert tail[0].repeat == 0
+    assert [step for step in range(1, 10) if repeated.whole(step)] == [3, 6, 9]
+
+
+def test_without_repeats_nothing_is_filled_up_and_every_step_is_whole() -> None:
+    assert all(m.indices for m in plan().micro_batches(0))
+    assert all(plan().whole(step) for step in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("every", "repeats", "steps"),
+    [(0, 1, []), (4, 1, [4, 8, 12]), (1, 3, [3, 6, 9, 12]), (4, 3, [6, 9, 12]), (5, 3, [6, 12]), (3, 3, [3, 6, 9, 12])],
+)  # fmt: skip
+def test_checkpoints_wait_for_the_end_of_a_draw(every, repeats, steps) -> None:
+    from mllm_align.modules.callbacks import due
+
+    assert [step for step in range(1, 14) if due(step, every, plan(repeats=repeats))] == steps
+
+
+@pytest.mark.parametrize("name", ["size", "batch_size", "accumulate", "epochs", "repeats"])
 def test_nothing_to_do_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         plan(**{name: 0})

@@ -6,7 +6,7 @@ from mllm_align.records import Response
 from mllm_align.samplers import policy
 from mllm_align.samplers.dataset import DatasetSampler
 from mllm_align.samplers.policy import PolicySampler
-from tiny import make_examples, make_groups
+from tiny import make_groups
 
 
 def texts(groups) -> list[list[str]]:
@@ -14,19 +14,19 @@ def texts(groups) -> list[list[str]]:
 
 
 def test_k_draws_a_prompt_in_order(tiny_policy) -> None:
-    examples = make_examples(3)
-    groups = PolicySampler(k=3, max_new_tokens=8).sample(tiny_policy, examples, seed=0)
-    assert [g.example for g in groups] == examples
+    given = make_groups(3)
+    groups = PolicySampler(k=3, max_new_tokens=8).sample(tiny_policy, given, seed=0)
+    assert [g.example for g in groups] == [g.example for g in given]
     assert all(len(g.responses) == 3 and g.preferences == () for g in groups)
     assert all(0 < len(r.token_ids) <= 8 for g in groups for r in g.responses)
     assert len({r.token_ids for g in groups for r in g.responses}) > 3
 
 
 def test_draws_depend_on_the_seed_and_not_on_the_batch(tiny_policy) -> None:
-    examples = make_examples(3)
-    together = PolicySampler(max_new_tokens=8, batch_size=3).sample(tiny_policy, examples, seed=1)
-    alone = [PolicySampler(max_new_tokens=8).sample(tiny_policy, [e], seed=1)[0] for e in examples]
-    other = PolicySampler(max_new_tokens=8).sample(tiny_policy, examples, seed=2)
+    groups = make_groups(3)
+    together = PolicySampler(max_new_tokens=8, batch_size=3).sample(tiny_policy, groups, seed=1)
+    alone = [PolicySampler(max_new_tokens=8).sample(tiny_policy, [g], seed=1)[0] for g in groups]
+    other = PolicySampler(max_new_tokens=8).sample(tiny_policy, groups, seed=2)
     assert texts(together) == texts(alone)
     assert texts(together) != texts(other)
 
@@ -36,7 +36,7 @@ def test_a_drawn_image_token_ends_the_response(tiny_policy, monkeypatch) -> None
     word, image, end = 40, 4, 2
     drawn = [(Response("x", "policy", (word, image, word)), Response("x", "policy", (image, end)))]
     monkeypatch.setattr(policy, "generate", lambda *_, **__: drawn)
-    (group,) = PolicySampler().sample(tiny_policy, make_examples(1), seed=0)
+    (group,) = PolicySampler().sample(tiny_policy, make_groups(1), seed=0)
     assert [r.token_ids for r in group.responses] == [(word,), (end,)]
     assert group.responses[0].text != "x"
     assert group.responses[1].text == ""
@@ -44,7 +44,7 @@ def test_a_drawn_image_token_ends_the_response(tiny_policy, monkeypatch) -> None
 
 def test_temperature_reaches_the_decoder(tiny_policy) -> None:
     (group,) = PolicySampler(k=2, temperature=0.0, max_new_tokens=8).sample(
-        tiny_policy, make_examples(1), seed=0
+        tiny_policy, make_groups(1), seed=0
     )
     assert group.responses[0].token_ids == group.responses[1].token_ids
 

@@ -148,3 +148,19 @@ def test_garbage_is_tolerated(text):
         corrupt(text, KITCHEN, rng_for(i), n=3, prompt="Describe this image.")
         fixed = correct(text, KITCHEN, rng_for(i), "Describe this image.")
         assert not false_subjects(fixed, KITCHEN)
+
+
+def test_a_corruption_need_not_make_a_description_longer():
+    """A length that tells the sides apart would teach a policy to be short."""
+    words = {True: 0, False: 0}
+    before = 0
+    for index in range(300):
+        scene, rng = sample_scene("validation", index), rng_for("corrupt-length", index)
+        text = describe(scene, rng)
+        before += len(text.split())
+        for grow in words:
+            false = corrupt(text, scene, rng_for("corrupt-same", index), n=2, grow=grow)
+            assert false_subjects(false.text, scene)
+            words[grow] += len(false.text.split())
+    assert abs(words[False] / before - 1) < 0.03
+    assert words[True] / before > 1.05

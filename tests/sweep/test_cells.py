@@ -5,7 +5,7 @@ import pytest
 
 from mllm_align.store import Stage, Store
 from mllm_align.sweep.cells import Planned, check, cross, read_rows
-from mllm_align.sweep.plan import duration, make_plan
+from mllm_align.sweep.plan import duration, make_plan, own_settings
 from mllm_align.sweep.report import Report, driver_overrides, rerun_command, sweep_name
 from mllm_align.sweep.run import choose
 
@@ -94,6 +94,16 @@ def test_plan_counts_each_stage_once_and_estimates_by_what_is_missing(tmp_path):
     assert set(plan.unknown) == {"ipo", "preferences", "reference"}
 
 
+def test_a_cell_s_own_settings_are_what_the_others_lack_and_show_no_secret():
+    cells = [
+        planned("x", seed=0, overrides=("seed=0", "alignment=dpo", "a.lr=1")),
+        planned("x", seed=1, overrides=("seed=1", "alignment=dpo", "a.lr=1")),
+        planned("y", overrides=("seed=0", "alignment=dpo", "a.lr=2", "b.api_key=sk-1")),
+    ]
+    assert own_settings(cells) == {"x": ("a.lr=1",), "y": ("a.lr=2", "b.api_key=[removed]")}
+    assert own_settings(cells[:1]) == {"x": ("alignment=dpo", "a.lr=1")}
+
+
 def test_the_next_cell_is_the_one_that_waits_for_nobody():
     shared, other = stage("a"), stage("b")
     missing = {f"{one.name}/{one.key}": one for one in (shared, other)}
@@ -113,7 +123,8 @@ def test_the_rerun_command_names_the_cells_but_no_secret(tmp_path):
     overrides = ("alignment=dpo", "sweep.workers=2", "annotator.api_key=sk-1", "plan=false")
     cell = planned("dpo", overrides=overrides)
     report = Report("id", [cell], tmp_path, Store(tmp_path), {})
-    driver = driver_overrides(["sweep.workers=2", "seed=0,1", "plan=false", "sweep.cells=old.yaml"])
+    given = ["sweep.workers=2", "seed=0,1", "plan=false", "sweep.cells=old.yaml", "sweep.table=table09"]
+    driver = driver_overrides(given)
     line = rerun_command(report, [cell], "mllm-align train", driver)
     file = tmp_path / "sweeps" / "id" / "again.yaml"
     assert line == f"mllm-align train -m sweep.cells={file} sweep.workers=2 annotator.api_key=..."

@@ -5,10 +5,13 @@ Table 10 of arXiv 2407.02477 holds these accuracies for the paper's annotators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mllm_align.annotators.base import Annotator, Judgement
+from mllm_align.benchmarks.base import ratio
+from mllm_align.benchmarks.stats import Array, Interval, intervals, sum_by_image
 from mllm_align.records import Group
 
 
@@ -51,6 +54,40 @@ def compare(groups: Sequence[Group], judgements: Sequence[Judgement]) -> Agreeme
         conflicting=_mean([c.conflicting for c in comparisons]),
         lean=_mean([c.lean for c in comparisons]),
     )
+
+
+def judged_rows(groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """One JSON-able row a pair: both texts, their scores, and the log-odds of both orders where they were compared."""
+    rows = []
+    for group, judgement in zip(groups, judgements, strict=True):
+        for pair in group.preferences:
+            sides = {pair.chosen, pair.rejected}
+            compared = [c for c in judgement.comparisons if {c.first, c.second} == sides]
+            rows.append(
+                {
+                    "id": group.example.id,
+                    "image": group.example.image.key,
+                    "prompt": group.example.prompt,
+                    "chosen": group.responses[pair.chosen].text,
+                    "rejected": group.responses[pair.rejected].text,
+                    "scores": [judgement.scores[pair.chosen], judgement.scores[pair.rejected]],
+                    "orders": [[c.forward, c.backward] for c in compared],
+                }
+            )
+    return rows
+
+
+def accuracy_interval(rows: Sequence[Mapping[str, Any]]) -> Interval | None:
+    """Accuracy over decided pairs with its 95% bootstrap interval over images; None where all tie."""
+    gaps = [(row["image"], row["scores"][0] - row["scores"][1]) for row in rows]
+    decided = [(image, {"right": float(gap > 0), "decided": 1.0}) for image, gap in gaps if gap != 0]
+    if not decided:
+        return None
+    return intervals(sum_by_image(decided, ["right", "decided"]), _accuracy)["accuracy"]
+
+
+def _accuracy(totals: Mapping[str, Array]) -> dict[str, Array]:
+    return {"accuracy": ratio(totals["right"], totals["decided"])}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,18 +1,13 @@
-"""A model as annotator: asked which of two answers is better, in both orders.
-
-With k responses every pair is asked, k (k - 1) questions. A response's score is the mean over all k of the
-log-odds that it beats the other, which is the least-squares estimate of its Bradley-Terry strength; with
-two responses the difference of the scores is the mean log-odds of the two orders.
-"""
+"""A model as annotator: asked which of two answers is better, in both orders (`comparing`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 from mllm_align.annotators.base import Comparison, Judgement, Pairs, fill
+from mllm_align.annotators.comparing import different, judgement
 from mllm_align.annotators.pairs import best_worst
 from mllm_align.compute.decoding import first_token_logprobs
 from mllm_align.models.load import Policy, load_policy, reference
@@ -34,14 +29,14 @@ class ModelAnnotator:
 
     def judge(self, groups: Sequence[Group]) -> list[Judgement]:
         """One Judgement a Group. Equal texts are a tie and not asked about."""
-        asked = [(g, i, j) for g, group in enumerate(groups) for i, j in _different(group)]
+        asked = [(g, i, j) for g, group in enumerate(groups) for i, j in different(group)]
         questions = [self._question(groups[g], i, j) for g, i, j in asked]
         questions += [self._question(groups[g], j, i) for g, i, j in asked]
         odds = self._log_odds(questions)
         made: list[list[Comparison]] = [[] for _ in groups]
         for n, (g, i, j) in enumerate(asked):
             made[g].append(Comparison(i, j, odds[n], odds[n + len(asked)]))
-        return [_judgement(len(group.responses), made[g]) for g, group in enumerate(groups)]
+        return [judgement(len(group.responses), made[g]) for g, group in enumerate(groups)]
 
     def prefer(self, groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[Group]:
         """The Groups with scores and preferences filled."""
@@ -83,16 +78,3 @@ def other(
     """Another model judges, usually a larger one, loaded from `path` onto the policy's device."""
     judge = load_policy(path, dtype=dtype, device=str(next(policy.model.parameters()).device))
     return ModelAnnotator(judge, template, pairs, batch_size=batch_size)
-
-
-def _different(group: Group) -> list[tuple[int, int]]:
-    texts = [r.text for r in group.responses]
-    return [(i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] != texts[j]]
-
-
-def _judgement(k: int, comparisons: Sequence[Comparison]) -> Judgement:
-    scores = [0.0] * k
-    for c in comparisons:
-        scores[c.first] += c.preference / k
-        scores[c.second] -= c.preference / k
-    return Judgement(tuple(scores), tuple(comparisons))

@@ -41,7 +41,9 @@ class Metric:
 
 
 class Benchmark(Protocol):
-    """Questions with their truth, and the rule that scores answers. Answers are decoded greedily."""
+    """Questions with their truth, and the rule that scores answers. Answers are decoded greedily, unless the
+    benchmark has an `answer(policy, batch_size)` of its own that gives the prediction rows.
+    """
 
     @property
     def max_new_tokens(self) -> int: ...
@@ -74,10 +76,18 @@ def score(benchmark: Benchmark, predictions: Sequence[Prediction]) -> dict[str, 
 
 
 def run(policy: Policy, benchmark: Benchmark, out: Path, batch_size: int = 32) -> list[dict[str, Any]]:
-    """Answers every question greedily and writes the predictions to `out` (JSON lines), all or nothing.
+    """Answers every question and writes the predictions to `out` (JSON lines), all or nothing.
 
     A line holds id, image (its key), prompt, prediction and the example's meta, which has the truth.
     """
+    answer = getattr(benchmark, "answer", None)
+    rows = answer(policy, batch_size) if answer else written(policy, benchmark, batch_size)
+    write_jsonl(rows, out)
+    return rows
+
+
+def written(policy: Policy, benchmark: Benchmark, batch_size: int) -> list[dict[str, Any]]:
+    """The prediction rows of greedy answers."""
     from mllm_align.compute.decoding import generate
 
     examples = benchmark.examples()
@@ -89,7 +99,7 @@ def run(policy: Policy, benchmark: Benchmark, out: Path, batch_size: int = 32) -
         temperature=0.0,
         batch_size=batch_size,
     )
-    rows = [
+    return [
         {
             "id": example.id,
             "image": example.image.key,
@@ -99,8 +109,6 @@ def run(policy: Policy, benchmark: Benchmark, out: Path, batch_size: int = 32) -
         }
         for example, responses in zip(examples, answers, strict=True)
     ]
-    write_jsonl(rows, out)
-    return rows
 
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:

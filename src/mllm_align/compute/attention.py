@@ -132,14 +132,18 @@ class ForkCache:
     The first pass over the prompts fills `prompt`; every later pass appends one token a fork. A prompt's keys
     are never copied k times: the k queries of a row attend to them as k queries of one sequence, and to their
     own keys each for itself.
+
+    `seen` is true on the tokens of a prompt that its forks attend to: (B, P) for all forks of a row alike, or
+    (B, k, P) for forks that start at places of their own. The prompt itself is causal in either case, so it
+    is padded on the right.
     """
 
-    def __init__(self, prompt_mask: torch.Tensor, forks: int, growth: int = 32) -> None:
-        self.forks = forks
+    def __init__(self, seen: torch.Tensor, growth: int = 32) -> None:
         self.length = 0  # tokens a fork so far, counting the one being computed
         self.growth = growth
-        self.hidden = ~prompt_mask.bool()[:, None, None, :]  # (B, 1, 1, P), true at padding
-        self.padded = bool(self.hidden.any())
+        hidden = ~seen.bool()
+        self.hidden = (hidden if seen.ndim == 3 else hidden[:, None])[:, None, None]  # (B, 1, 1, k or 1, P)
+        self.masked = bool(self.hidden.any())
         self.prompt: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # layer -> (B, H_kv, P, D) twice
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # layer -> (B, H_kv, k, T, D) twice
 
@@ -188,8 +192,9 @@ class ForkCache:
         grouped = query.reshape(batch, -1, groups * forks, size)  # (B, H_kv, G k, D)
         per_fork = query.reshape(batch, -1, groups, forks, size).transpose(2, 3)  # (B, H_kv, k, G, D)
         to_prompt = grouped @ key.transpose(2, 3)  # (B, H_kv, G k, P)
-        if self.padded:
-            to_prompt = to_prompt.masked_fill(self.hidden, float("-inf"))
+        if self.masked:
+            by_fork = to_prompt.view(*to_prompt.shape[:2], groups, forks, -1)  # (B, H_kv, G, k, P)
+            to_prompt = by_fork.masked_fill(self.hidden, float("-inf")).view_as(to_prompt)
         to_own = (per_fork @ own_key.transpose(3, 4)).transpose(2, 3)  # (B, H_kv, G, k, T)
         scores = torch.cat([to_prompt, to_own.reshape(*to_prompt.shape[:3], -1)], dim=-1)
         weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
@@ -201,8 +206,19 @@ class ForkCache:
         from_own = (own_weights @ own_value).transpose(2, 3).reshape_as(from_prompt)
         return (from_prompt + from_own).view(batch, heads, forks, size).transpose(1, 2)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Forget the prompts that are not in `rows` (indices)."""
-        self.hidden = self.hidden[rows]
-        self.prompt = {layer: (k[rows], v[rows]) for layer, (k, v) in self.prompt.items()}
-        self.own = {layer: (k[rows], v[rows]) for layer, (k, v) in self.own.items()}
+    def keep(self, rows: torch.Tensor, forks: torch.Tensor) -> None:
+        """Forget all but these: rows (b,), and of each of them the forks (b, k')."""
+        if len(rows) < len(self.hidden):  # else the prompts, the most of the memory, stay where they are
+            self.prompt = {layer: (k[rows], v[rows]) for layer, (k, v) in self.prompt.items()}
+        if self.hidden.shape[3] > 1:
+            self.hidden = self.hidden[rows[:, None], 0, 0, forks][:, None, None]  # (b, 1, 1, k', P)
+        else:
+            self.hidden = self.hidden[rows]
+        self.own = {
+            layer: (_choose(k, rows, forks), _choose(v, rows, forks)) for layer, (k, v) in self.own.items()
+        }
+
+
+def _choose(states: torch.Tensor, rows: torch.Tensor, forks: torch.Tensor) -> torch.Tensor:
+    """Forks (b, k') of rows (b,): (B, H_kv, k, T, D) -> (b, H_kv, k', T, D)."""
+    return states[rows[:, None], :, forks].transpose(1, 2).contiguous()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from mllm_align.compute.attention import ForkCache, prepared
 from mllm_align.compute.packing import Prompts, as_response, encode_prompts, response_tokens
@@ -23,7 +25,7 @@ from mllm_align.records import Example, Response
 
 # Prompts of so many batches are encoded together and sorted by length, so that a batch has little padding.
 BATCHES_SORTED = 4
-# Finished prompts leave the batch when this share of it is done; less would copy the cache too often.
+# Finished prompts, and forks, leave the batch when this share of it is done; less would copy the cache too often.
 DONE_SHARE = 0.2
 
 
@@ -50,12 +52,12 @@ def generate(
             f"k={k} and max_new_tokens={max_new_tokens} must be positive, "
             f"temperature={temperature} not negative and top_p={top_p} in (0, 1]."
         )
-    stops = _stop_tokens(policy)
+    stops = stop_tokens(policy)
     results: dict[int, tuple[Response, ...]] = {}
-    with _inference(policy.model):
+    with inference(policy.model):
         for window in _windows(len(examples), batch_size):
             for indices, prompts in _sorted_batches([examples[i] for i in window], policy, batch_size):
-                draws = _uniforms(prompts.ids, seed, range(first_draw, first_draw + k), max_new_tokens)
+                draws = uniforms(prompts.ids, seed, range(first_draw, first_draw + k), max_new_tokens)
                 tokens = _decode(policy.model, prompts, draws, stops, temperature, top_p)
                 for index, row in zip(indices, tokens, strict=True):
                     results[window[index]] = tuple(
@@ -76,17 +78,18 @@ def first_token_logprobs(
     if len(set(starts)) < len(starts):
         raise ValueError(f"answers {list(answers)} do not differ in their first token.")
     result = torch.zeros(len(examples), len(answers))
-    with _inference(policy.model):
+    with inference(policy.model):
         for window in _windows(len(examples), batch_size):
             for indices, prompts in _sorted_batches([examples[i] for i in window], policy, batch_size):
-                logits, _ = _prefill(policy.model, prompts, 1)
+                logits, _ = _prefill(policy.model, prompts)
                 scores = logits.log_softmax(-1)[:, starts].cpu()
                 result[[window[i] for i in indices]] = scores
     return result
 
 
 @contextmanager
-def _inference(model: Any) -> Iterator[None]:
+def inference(model: Any) -> Iterator[None]:
+    """Without gradients and dropout; the model is left in the mode it was in."""
     was_training = model.training
     model.eval()
     try:
@@ -134,17 +137,18 @@ def _select(prompts: Prompts, rows: list[int], width: int) -> Prompts:
     )
 
 
-def _prefill(model: Any, prompts: Prompts, forks: int) -> tuple[torch.Tensor, ForkCache]:
+def _prefill(model: Any, prompts: Prompts) -> tuple[torch.Tensor, ForkCache]:
     """Logits after each prompt (B, V) float32, and the cache that its forks go on from."""
-    cache = ForkCache(prompts.prompt_mask, forks)
+    cache = ForkCache(prompts.prompt_mask)
     embeds = embed_prompts(model, prompts)
     positions = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
-    hidden = _forward(model, embeds, positions, cache)
+    hidden = forward(model, embeds, positions, cache)
     last = prompts.prompt_mask.sum(1) - 1
     return lm_head(model)(hidden[torch.arange(len(hidden), device=last.device), last]).float(), cache
 
 
-def _forward(model: Any, embeds: torch.Tensor, positions: torch.Tensor, cache: ForkCache) -> torch.Tensor:
+def forward(model: Any, embeds: torch.Tensor, positions: torch.Tensor, cache: ForkCache) -> torch.Tensor:
+    """Hidden states (B, L, hidden) of prompts, the first time, and then of one token for each of L = k forks."""
     decoder = language_model(model)
     output = decoder(
         inputs_embeds=embeds,
@@ -165,33 +169,78 @@ def _decode(
     top_p: float,
 ) -> list[list[list[int]]]:
     """Tokens of every fork of every prompt."""
-    device = prompts.prompt_ids.device
-    batch, forks, steps = draws.shape
-    draws = draws.to(device)
-    logits, cache = _prefill(model, prompts, forks)
-    logits = logits[:, None].expand(-1, forks, -1)  # (B, k, V)
+    batch, forks, _ = draws.shape
+    logits, cache = _prefill(model, prompts)
+    start = Start(
+        logits=logits[:, None].expand(-1, forks, -1),
+        positions=prompts.prompt_mask.sum(1)[:, None].expand(-1, forks),
+        forced=torch.empty(batch, forks, 0, dtype=torch.long, device=logits.device),
+        draws=draws.to(logits.device),
+        exists=torch.ones(batch, forks, dtype=torch.bool, device=logits.device),
+    )
+    return grow(model, cache, start, stops, temperature, top_p)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where up to k forks of each of B prompts begin."""
+
+    logits: torch.Tensor  # (B, k, V) of the token after the prompt, as far as the fork sees it
+    positions: torch.Tensor  # (B, k) long: position id of that token
+    forced: torch.Tensor  # (B, k, F) long: tokens that are put before the model first; -1 at padding
+    draws: torch.Tensor  # (B, k, T) float64: uniforms of the tokens that follow, at most T
+    exists: torch.Tensor  # (B, k) bool: false at padding
+
+
+def grow(
+    model: Any, cache: ForkCache, start: Start, stops: Sequence[int], temperature: float, top_p: float
+) -> list[list[list[int]]]:
+    """Tokens of every fork, without its forced ones, up to the first of `stops` (which is kept) or to T tokens."""
+    device, (batch, forks, limit) = start.logits.device, start.draws.shape
+    given = (start.forced >= 0).sum(-1)  # (B, k)
+    steps = limit + int(given.max())
+    forced = pad(start.forced, (0, steps - start.forced.shape[2]), value=-1)
     ends = torch.tensor(stops, device=device)
     taken = torch.full((batch, forks, steps), -1, dtype=torch.long, device=device)
-    live = torch.arange(batch, device=device)  # rows of the batch that are still in the cache
-    done = torch.zeros(batch, forks, dtype=torch.bool, device=device)
-    lengths = prompts.prompt_mask.sum(1)
+    rows = torch.arange(batch, device=device)  # what is still in the cache: rows,
+    slots = torch.arange(forks, device=device).expand(batch, -1)  # and forks of each, (b, k')
+    logits, done = start.logits, ~start.exists
     for step in range(steps):
-        tokens = pick(logits, draws[live, :, step], temperature, top_p)  # (b, k)
-        taken[live, :, step] = torch.where(done, -1, tokens)
-        done = done | torch.isin(tokens, ends)
-        going = ~done.all(1)
-        left = int(going.sum())
-        if left == 0 or step + 1 == steps:
+        at = (rows[:, None], slots)
+        own = step - given[at]  # tokens that the model has added; below 0 while forced ones are left
+        drawn = pick(logits, start.draws[(*at, own.clamp(0, limit - 1))], temperature, top_p)
+        tokens = torch.where(own < 0, forced[(*at, step)], drawn)  # (b, k')
+        taken[(*at, step)] = torch.where(done | (own < 0), -1, tokens)
+        done = done | ((own >= 0) & torch.isin(tokens, ends)) | (own + 1 >= limit)
+        if bool(done.all()):
             break
-        if left <= len(live) * (1 - DONE_SHARE):
-            rows = going.nonzero().squeeze(1)
-            cache.keep(rows)
-            live, done, tokens, lengths = live[rows], done[rows], tokens[rows], lengths[rows]
+        kept = _leave(done)
+        if kept is not None:
+            cache.keep(*kept)
+            rows, (slots, done, tokens) = (
+                rows[kept[0]],
+                (x[kept[0][:, None], kept[1]] for x in (slots, done, tokens)),
+            )
         cache.length += 1
-        positions = (lengths + step)[:, None].expand(-1, forks)
-        hidden = _forward(model, embed_tokens(model, tokens), positions, cache)  # (b, k, hidden)
+        positions = start.positions[rows[:, None], slots] + step
+        hidden = forward(model, embed_tokens(model, tokens), positions, cache)  # (b, k', hidden)
         logits = lm_head(model)(hidden).float()
     return [[[t for t in fork if t >= 0] for fork in row] for row in taken.tolist()]
+
+
+def _leave(done: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Rows (b,), and the forks (b, k') of each, to go on with; None where too little is done to be worth it.
+
+    `done` is (B, k). Forks that are done fill up a row that has fewer left than another.
+    """
+    left = (~done).sum(1)  # (B,)
+    rows, width = left.nonzero().squeeze(1), int(left.max())
+    fewer = len(rows) <= len(done) * (1 - DONE_SHARE)
+    if not fewer and width > done.shape[1] * (1 - DONE_SHARE):
+        return None
+    rows = rows if fewer else torch.arange(len(done), device=done.device)
+    order = done[rows].long().argsort(dim=1, stable=True)
+    return rows, order[:, :width]
 
 
 def pick(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
@@ -213,18 +262,20 @@ def pick(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p
     return (place if order is None else order.gather(-1, place)).squeeze(-1)
 
 
-def _uniforms(ids: Sequence[str], seed: int, draws: range, steps: int) -> torch.Tensor:
+def uniforms(ids: Sequence[str], seed: int, draws: range, steps: int) -> torch.Tensor:
     """(B, k, T) float64 in [0, 1): stream (seed, id, draw), whatever the batch, k and T."""
-    streams = [[_stream(seed, name, draw).random(steps) for draw in draws] for name in ids]
+    streams = [[stream(seed, name, draw).random(steps) for draw in draws] for name in ids]
     return torch.from_numpy(np.array(streams))
 
 
-def _stream(seed: int, name: str, draw: int) -> np.random.Generator:
+def stream(seed: int, name: str, draw: int) -> np.random.Generator:
+    """The random stream of a draw."""
     digest = hashlib.blake2b(f"{seed}\x00{name}\x00{draw}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def _stop_tokens(policy: Policy) -> tuple[int, ...]:
+def stop_tokens(policy: Policy) -> tuple[int, ...]:
+    """Tokens that end an answer: the model's generation config's and the tokenizer's."""
     listed = getattr(unwrap(policy.model).generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
     return tuple(sorted({t for t in [*listed, policy.processor.tokenizer.eos_token_id] if t is not None}))

@@ -29,35 +29,68 @@ def response_logprobs(
     Gradients flow to whatever is trained. `image_features` (from `pieces.image_features`) spares the vision
     tower. The model may be wrapped by PEFT, in train mode and under gradient checkpointing.
     """
-    hidden = _packed_forward(model, batch, image_features)  # (B, P + k (R - 1), hidden)
+    return logprobs_and_states(model, batch, image_features=image_features)[0]
+
+
+def logprobs_and_states(
+    model: Any, batch: Batch, *, image_features: tuple[torch.Tensor, ...] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`response_logprobs` and the hidden states that each token is predicted from, by one forward pass.
+
+    -> (B, k, R) float32, (B, k, R, hidden): 0 at padding. The state of token t has seen the tokens before t,
+    so a head on it is a value function of the state that the token is an action in.
+    """
+    hidden = _packed_forward(model, batch, image_features, fed=batch.response_ids[..., :-1])
     rows, places, tokens = batch.response_mask.nonzero(as_tuple=True)
     states = hidden[rows, predictors(batch)[rows, places, tokens]]  # (n, hidden)
     values = token_logprobs(lm_head(model), states, batch.response_ids[rows, places, tokens])
-    result = values.new_zeros(batch.response_ids.shape)
-    return result.index_put((rows, places, tokens), values)
+    shape = batch.response_ids.shape
+    logprobs = values.new_zeros(shape).index_put((rows, places, tokens), values)
+    return logprobs, states.new_zeros(*shape, states.shape[-1]).index_put((rows, places, tokens), states)
 
 
-def _packed_forward(model: Any, batch: Batch, features: tuple[torch.Tensor, ...] | None) -> torch.Tensor:
+def final_states(
+    model: Any, batch: Batch, *, image_features: tuple[torch.Tensor, ...] | None = None
+) -> torch.Tensor:
+    """The hidden state at each response's last token (its end token, where it has one): (B, k, hidden).
+
+    It has seen the whole response: what a reward head reads. 0 for a missing response.
+    """
+    hidden = _packed_forward(model, batch, image_features, fed=batch.response_ids)
+    forks, width = batch.response_ids.shape[1:]
+    lengths = batch.response_mask.sum(-1)  # (B, k)
+    starts = batch.prompt_ids.shape[1] + width * torch.arange(forks, device=lengths.device)  # (k,)
+    places = starts + (lengths - 1).clamp(min=0)  # (B, k)
+    states = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+    return states * (lengths > 0)[..., None]
+
+
+def _packed_forward(
+    model: Any, batch: Batch, features: tuple[torch.Tensor, ...] | None, fed: torch.Tensor
+) -> torch.Tensor:
+    """Hidden states of packed rows [prompt | fed tokens of each response]: fed (B, k, W) -> (B, P + k W,
+    hidden).
+    """
     decoder = language_model(model)
-    rows, forks, width = batch.response_ids.shape
+    rows, forks, width = fed.shape
     prompt = embed_prompts(model, batch, features)
-    inputs = batch.response_ids[..., :-1].reshape(rows, -1)  # (B, k (R - 1)), see `predictors`
+    inputs = fed.reshape(rows, -1)  # (B, k W)
     embeds = torch.cat([prompt, embed_tokens(model, inputs).to(prompt.dtype)], dim=1)
     output = decoder(
         inputs_embeds=embeds,
-        position_ids=_positions(batch),
-        attention_mask=response_mask(batch.prompt_mask, forks, width - 1, embeds.dtype),
+        position_ids=_positions(batch, width),
+        attention_mask=response_mask(batch.prompt_mask, forks, width, embeds.dtype),
         use_cache=False,
         prefix_length=batch.prompt_ids.shape[1],
     )
     return output.last_hidden_state
 
 
-def _positions(batch: Batch) -> torch.Tensor:
+def _positions(batch: Batch, width: int) -> torch.Tensor:
     """Position ids of the packed rows: every response starts where its own prompt ends."""
-    rows, forks, width = batch.response_ids.shape
+    rows, forks = batch.response_ids.shape[:2]
     prompt = torch.arange(batch.prompt_ids.shape[1], device=batch.prompt_ids.device).expand(rows, -1)
-    steps = torch.arange(width - 1, device=prompt.device).repeat(forks)  # (k (R - 1),)
+    steps = torch.arange(width, device=prompt.device).repeat(forks)  # (k W,)
     return torch.cat([prompt, batch.prompt_mask.sum(1)[:, None] + steps], dim=1)
 
 

@@ -9,8 +9,8 @@ response that brings `token_ids` (one that a policy sampled) is used as it is, e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,9 @@ from mllm_align.models.load import answer_lead, prompt_text
 from mllm_align.records import Example, Group, Response
 
 Tensors = TypeVar("Tensors", "Prompts", "Batch")
+
+# Token ids of a pair's chosen and rejected response -> a weight for each token of the one and of the other.
+TokenWeights = Callable[[Sequence[int], Sequence[int]], tuple[Sequence[float], Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts as in `Prompts`, k responses each, and the preferences among them."""
+    """Prompts as in `Prompts`, k responses each, and the preferences among them.
+
+    A row is a Group (`slots` is None, G = B, K = k) unless some response is asked under an image of its own:
+    then a Group has one row for each of its images, and `slots` says where its responses are (`by_group`).
+    `ids`, `pairs` and what is made of them go by Groups.
+    """
 
     prompt_ids: torch.Tensor  # (B, P)
     prompt_mask: torch.Tensor  # (B, P)
@@ -53,10 +61,12 @@ class Batch:
     pixel_values: torch.Tensor
     image_sizes: torch.Tensor | None
     image_index: torch.Tensor  # (B,)
-    pairs: torch.Tensor  # (n, 3) long: row, chosen, rejected
+    pairs: torch.Tensor  # (n, 3) long: group, chosen, rejected
     pair_weights: torch.Tensor  # (n,) float
     ids: tuple[str, ...]
     truncated: int = 0  # responses cut by max_length
+    slots: torch.Tensor | None = None  # (G, K) long: row * k + place in the row; -1 for a missing response
+    token_weights: torch.Tensor | None = None  # (n, 2, R) float: of the chosen and the rejected response
 
     def to(self, device: str | torch.device) -> Batch:
         return _to(self, device)
@@ -70,23 +80,31 @@ def _to(record: Tensors, device: str | torch.device) -> Tensors:
     return type(record)(**values)
 
 
-def collate(groups: Sequence[Group], processor: Any, *, max_length: int | None = None) -> Batch:
+def collate(
+    groups: Sequence[Group],
+    processor: Any,
+    *,
+    max_length: int | None = None,
+    token_weights: TokenWeights | None = None,
+) -> Batch:
     """Tensors of several Groups, on the CPU.
 
     `max_length` bounds prompt (with its image tokens) plus response, in tokens: a longer response loses its
-    end and is counted in `truncated`; prompts and images are never cut. Raises ValueError for a prompt that
-    leaves no room, an empty group and an image token inside a text.
+    end and is counted in `truncated`; prompts and images are never cut. `token_weights` is asked for each pair.
+    Raises ValueError for a prompt that leaves no room, an empty group and an image token inside a text.
     """
     for group in groups:
         if not group.responses:
             raise ValueError(f"example {group.example.id}: the group has no responses.")
-    prompts = encode_prompts([group.example for group in groups], processor)
+    examples, places = _rows(groups)
+    prompts = encode_prompts(examples, processor)
     lengths = prompts.prompt_mask.sum(1).tolist()
-    tokens = encode_responses(groups, processor)
+    tokens = _by_row(encode_responses(groups, processor), places, len(examples))
     cut, truncated = _cut(tokens, lengths, prompts.ids, max_length)
     response_ids, response_mask = _pad_responses(cut, processor.tokenizer.pad_token_id or 0)
     pairs = [(row, p.chosen, p.rejected) for row, g in enumerate(groups) for p in g.preferences]
     weights = [p.weight for g in groups for p in g.preferences]
+    chosen, rejected = ([_at(cut, places[pair[0]][pair[side]]) for pair in pairs] for side in (1, 2))
     return Batch(
         prompt_ids=prompts.prompt_ids,
         prompt_mask=prompts.prompt_mask,
@@ -97,9 +115,20 @@ def collate(groups: Sequence[Group], processor: Any, *, max_length: int | None =
         image_index=prompts.image_index,
         pairs=torch.tensor(pairs, dtype=torch.long).reshape(-1, 3),
         pair_weights=torch.tensor(weights, dtype=torch.float32),
-        ids=prompts.ids,
+        ids=tuple(group.example.id for group in groups),
         truncated=truncated,
+        slots=_slots(places, response_ids.shape[1]) if len(examples) > len(groups) else None,
+        token_weights=_weigh(token_weights, chosen, rejected, response_ids.shape[2]),
     )
+
+
+def by_group(batch: Batch, values: torch.Tensor) -> torch.Tensor:
+    """What was computed for rows (B, k, ...), by Groups (G, K, ...); 0 for a missing response."""
+    if batch.slots is None:
+        return values
+    found = values.flatten(0, 1)[batch.slots.clamp(min=0)]  # (G, K, ...)
+    missing = (batch.slots < 0).view(*batch.slots.shape, *[1] * (found.ndim - 2))
+    return found.masked_fill(missing, 0)
 
 
 def predictors(batch: Batch) -> torch.Tensor:
@@ -199,6 +228,61 @@ def response_tokens(texts: Sequence[str], processor: Any) -> list[list[int]]:
             ids = tokenizer(lead + text, add_special_tokens=False)["input_ids"]
             rows.append([*ids, tokenizer.eos_token_id])
     return rows
+
+
+def _rows(groups: Sequence[Group]) -> tuple[list[Example], list[list[tuple[int, int]]]]:
+    """The Example of every row, and where the responses of every Group are: (row, place in it).
+
+    A Group has a row for each image that its responses are asked under, in the order of their first use.
+    """
+    examples: list[Example] = []
+    places: list[list[tuple[int, int]]] = []
+    for group in groups:
+        filled: dict[str, list[int]] = {}  # image -> [row, responses in it]
+        found = []
+        for response in group.responses:
+            image = response.image or group.example.image
+            if image.key not in filled:
+                filled[image.key] = [len(examples), 0]
+                examples.append(replace(group.example, image=image))
+            found.append((filled[image.key][0], filled[image.key][1]))
+            filled[image.key][1] += 1
+        places.append(found)
+    return examples, places
+
+
+def _by_row(
+    tokens: list[list[list[int]]], places: list[list[tuple[int, int]]], rows: int
+) -> list[list[list[int]]]:
+    """Responses of Groups as responses of rows; those of a row are in order."""
+    result: list[list[list[int]]] = [[] for _ in range(rows)]
+    for group, found in zip(tokens, places, strict=True):
+        for ids, (row, _) in zip(group, found, strict=True):
+            result[row].append(ids)
+    return result
+
+
+def _at(tokens: list[list[list[int]]], place: tuple[int, int]) -> list[int]:
+    return tokens[place[0]][place[1]]
+
+
+def _slots(places: list[list[tuple[int, int]]], forks: int) -> torch.Tensor:
+    width = max(len(found) for found in places)
+    rows = [[row * forks + place for row, place in found] for found in places]
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long)
+
+
+def _weigh(
+    weigh: TokenWeights | None, chosen: list[list[int]], rejected: list[list[int]], width: int
+) -> torch.Tensor | None:
+    """(n, 2, R) float32, 0 at padding; None where no weights are asked for."""
+    if weigh is None:
+        return None
+    result = torch.zeros(len(chosen), 2, width)
+    for row, pair in enumerate(zip(chosen, rejected, strict=True)):
+        for side, weights in enumerate(weigh(*pair)):
+            result[row, side, : len(weights)] = torch.tensor(weights)
+    return result
 
 
 def _expand(ids: list[int], token: int, count: int) -> list[int]:

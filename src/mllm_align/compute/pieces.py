@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -57,14 +58,19 @@ def embed_prompts(
     features = image_features(model, prompts) if features is None else features
     here = prompts.prompt_ids == unwrap(model).config.image_token_id  # (B, P)
     rows = [features[i] for i in prompts.image_index.tolist()]
-    for row, (have, want) in enumerate(zip([len(f) for f in rows], here.sum(1).tolist(), strict=True)):
+    check_image_tokens(here.sum(1).tolist(), [len(f) for f in rows])
+    embeds = embed_tokens(model, prompts.prompt_ids)
+    return embeds.masked_scatter(here[..., None], torch.cat(rows).to(embeds.device, embeds.dtype))
+
+
+def check_image_tokens(written: Sequence[int], made: Sequence[int]) -> None:
+    """Raises ValueError unless processor and model agree on the number of image tokens of every row."""
+    for row, (want, have) in enumerate(zip(written, made, strict=True)):
         if have != want:
             raise ValueError(
                 f"row {row}: the processor wrote {want} image tokens but the model made {have} image "
                 "features; do they come from the same folder (patch size, grid, feature strategy)?"
             )
-    embeds = embed_tokens(model, prompts.prompt_ids)
-    return embeds.masked_scatter(here[..., None], torch.cat(rows).to(embeds.device, embeds.dtype))
 
 
 def embed_tokens(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +192,11 @@ def _group(row: Mapping[str, Any], name: str, root: Path, tally: _Tally) -> tupl
 def _ours(row: Mapping[str, Any]) -> Group:
     try:
         (image,) = row["images"]
-        return from_row(row, BytesImage(image["bytes"], image["path"]))
+        group = from_row(row, BytesImage(image["bytes"], image["path"]))
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise Fault(None, f"is not as mllm-align writes it ({error})", "Write the file again") from None
+    # The base model of this run may have another tokenizer than the one that sampled them.
+    return replace(group, responses=tuple(replace(r, token_ids=None) for r in group.responses))
 
 
 def _pair(pair: Pair, image: Image, name: str, tally: _Tally) -> Group:

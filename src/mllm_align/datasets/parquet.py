@@ -2,9 +2,11 @@
 
 `images` (list of {bytes, path}), `prompt`, `chosen` and `rejected` (lists of {role, content}; TRL puts the
 image before the user's text) are what others train on: the first Preference of the Group. What the project
-needs beyond them stands in columns of its own: `id`, `reference`, `meta` (JSON), `responses`, `preferences`.
-A Group comes back equal, but for the class of its image: the encoded bytes under the same key (pixels that
-were never encoded become a PNG, without loss).
+needs beyond them stands in columns of its own: `id`, `reference`, `meta` (JSON), `responses` (each with its
+`provenance` as JSON) and `preferences`. `iteration`, `similarity`, `cuts` (characters of the chosen answer) and
+`mask_seed` repeat, for whoever filters a table, what the first Preference's rejected response says of itself;
+they are empty where a sampler does not say it. A Group comes back equal, but for the class of its image: the
+encoded bytes under the same key (pixels that were never encoded become a PNG, without loss).
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ _IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 _RESPONSES = pa.list_(
     pa.struct(
-        {"text": pa.string(), "source": pa.string(), "token_ids": pa.list_(pa.int32()), "score": pa.float64()}
+        {
+            "text": pa.string(),
+            "source": pa.string(),
+            "token_ids": pa.list_(pa.int32()),
+            "score": pa.float64(),
+            "provenance": pa.string(),
+        }
     )
 )
 _PREFERENCES = pa.list_(pa.struct({"chosen": pa.int32(), "rejected": pa.int32(), "weight": pa.float64()}))
@@ -47,6 +55,13 @@ _COLUMNS = {
     "responses": _RESPONSES,
     "preferences": _PREFERENCES,
 }
+# Of how the rejected response was made; files without them are read too.
+_MADE = {
+    "iteration": pa.int32(),
+    "similarity": pa.float64(),
+    "cuts": pa.list_(pa.int32()),
+    "mask_seed": pa.int64(),
+}
 
 
 def _feature(kind: pa.DataType) -> Any:
@@ -57,12 +72,14 @@ def _feature(kind: pa.DataType) -> Any:
         return [_feature(kind.value_type)]
     if pa.types.is_struct(kind):
         return {part.name: _feature(part.type) for part in kind}
-    names = {pa.string(): "string", pa.int32(): "int32", pa.float64(): "float64"}
+    names = {pa.string(): "string", pa.int32(): "int32", pa.int64(): "int64", pa.float64(): "float64"}
     return {"dtype": names[kind], "_type": "Value"}
 
 
-_FEATURES = {name: _feature(kind) for name, kind in _COLUMNS.items()}
-_SCHEMA = pa.schema(_COLUMNS, metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})})
+_FEATURES = {name: _feature(kind) for name, kind in {**_COLUMNS, **_MADE}.items()}
+_SCHEMA = pa.schema(
+    {**_COLUMNS, **_MADE}, metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})}
+)
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
@@ -115,15 +132,27 @@ def to_row(group: Group) -> dict[str, Any]:
         "rejected": _answer(group.responses[best.rejected]) if best else None,
         "id": example.id,
         "reference": example.reference,
-        "meta": json.dumps(dict(example.meta), ensure_ascii=False, allow_nan=False),
+        "meta": _json(example.meta),
         "responses": [
-            {"text": r.text, "source": r.source, "token_ids": r.token_ids, "score": r.score}
+            {
+                "text": r.text,
+                "source": r.source,
+                "token_ids": r.token_ids,
+                "score": r.score,
+                "provenance": None if r.provenance is None else _json(r.provenance),
+            }
             for r in group.responses
         ],
         "preferences": [
             {"chosen": p.chosen, "rejected": p.rejected, "weight": p.weight} for p in group.preferences
         ],
+        **_made(group.responses[best.rejected] if best else None),
     }
+
+
+def _made(rejected: Response | None) -> dict[str, Any]:
+    said = (rejected.provenance if rejected else None) or {}
+    return {name: said.get(name) for name in _MADE}
 
 
 def from_row(row: Mapping[str, Any], image: ImageRef) -> Group:
@@ -133,7 +162,11 @@ def from_row(row: Mapping[str, Any], image: ImageRef) -> Group:
     )
     responses = tuple(
         Response(
-            r["text"], r["source"], None if r["token_ids"] is None else tuple(r["token_ids"]), r["score"]
+            r["text"],
+            r["source"],
+            None if r["token_ids"] is None else tuple(r["token_ids"]),
+            r["score"],
+            json.loads(said) if (said := r.get("provenance")) is not None else None,
         )
         for r in row["responses"]
     )
@@ -159,6 +192,10 @@ def _groups(file: pq.ParquetFile) -> Iterator[Group]:
             image = BytesImage(picture["bytes"], picture["path"])
             known = shared.setdefault(image.key, image)
             yield from_row(row, known if known == image else image)
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    return json.dumps(dict(record), ensure_ascii=False, allow_nan=False)
 
 
 def _answer(response: Response) -> Sequence[Mapping[str, str]]:

@@ -5,8 +5,10 @@
 - `vlfeedback`: the best against the worst of several models' responses, as an annotator saw them
   (VLFeedback, 2312.10665); the annotator is the oracle with noise.
 - `llava_rlhf`: the better against the worse of two responses of one model (LLaVA-RLHF, 2309.14525).
+- `llava_instruct`: prompts with an answer and no pair, for samplers that start from an answer (LLaVA, 2304.08485).
 
-All draw their images from the preference split: `seed` orders the same POOL of scenes, `size` cuts it, so a
+All draw their images from the preference split, or from the `split` they are given (`reward_heldout` holds what
+reward models and annotators are tested on): `seed` orders the same POOL of scenes, `size` cuts it, so a
 smaller set is a part of a larger one of the same seed. A scene's question and answer depend on the scene
 alone.
 A prompt that gives no pair is counted in the report and the next one takes its place.
@@ -107,11 +109,11 @@ def sft_examples(size: int, seed: int = 0) -> list[Example]:
 # ---------------------------------------------------------------- collecting
 
 
-def _collect(size: int, seed: int, pairs: Callable[[Sequence[Example]], Iterable[Pair]]) -> Built:
+def _collect(size: int, seed: int, split: str, pairs: Callable[[Sequence[Example]], Iterable[Pair]]) -> Built:
     """Groups from successive prompts until there are `size`; what gave none is counted by its reason."""
     groups: list[Group] = []
     skipped: Counter[str] = Counter()
-    prompts = (_instruction(index) for index in scene_order(seed))
+    prompts = (_instruction(index, split=split) for index in scene_order(seed))
     while len(groups) < size:
         chunk = list(islice(prompts, min(CHUNK, size)))
         if not chunk:
@@ -142,19 +144,19 @@ def _pair(name: str, example: Example, chosen: Response, rejected: Response) -> 
 # ---------------------------------------------------------------- the four constructions
 
 
-def povid(size: int = 600, seed: int = 0) -> Built:
+def povid(size: int = 600, seed: int = 0, split: str = "preference") -> Built:
     """Instruction-tuning answers, and the same with plausible errors.
 
     A description gets one to MOST_ERRORS errors, an answer to a question one.
     """
-    return _collect(size, seed, lambda prompts: map(_corrupted, prompts))
+    return _collect(size, seed, split, lambda prompts: map(_corrupted, prompts))
 
 
 def _corrupted(example: Example) -> Pair:
     answer = example.reference or ""
     scene, rng = scene_of(example), rng_for("scenes-v1", "povid", example.id)
     errors = 1 + int(rng.random() * MOST_ERRORS) if example.meta["task"] == "describe" else 1
-    false = corrupt(answer, scene, rng, n=errors, prompt=example.prompt)
+    false = corrupt(answer, scene, rng, n=errors, prompt=example.prompt, grow=False)
     if not false.edits:
         return "nothing to corrupt"
     return _pair("povid", example, Response(answer), Response(false.text, "corrupted"))
@@ -167,6 +169,7 @@ def rlhf_v(
     temperature: float = 0.7,
     max_new_tokens: int = 128,
     device: str = "cpu",
+    split: str = "preference",
 ) -> Built:
     """A model's responses against the same with each false segment repaired.
 
@@ -178,7 +181,7 @@ def rlhf_v(
         for example, responses in zip(prompts, answer(prompts, 1, 0), strict=True):
             yield _corrected(example, responses[0])
 
-    return _collect(size, seed, pairs)
+    return _collect(size, seed, split, pairs)
 
 
 def _corrected(example: Example, response: Response) -> Pair:
@@ -199,6 +202,7 @@ def vlfeedback(
     temperature: float = 0.9,
     max_new_tokens: int = 128,
     device: str = "cpu",
+    split: str = "preference",
 ) -> Built:
     """The best against the worst of `pool` responses by several models, as a noisy annotator scores them.
 
@@ -215,7 +219,7 @@ def vlfeedback(
         for example, responses in zip(prompts, _pool(prompts, answerers, pool), strict=True):
             yield _ranked("vlfeedback", example, responses, noise)
 
-    return _collect(size, seed, pairs)
+    return _collect(size, seed, split, pairs)
 
 
 def llava_rlhf(
@@ -226,6 +230,7 @@ def llava_rlhf(
     temperature: float = 1.0,
     max_new_tokens: int = 128,
     device: str = "cpu",
+    split: str = "preference",
 ) -> Built:
     """The better against the worse of two responses of one model, as a noisy annotator scores them."""
     answer = _answerer(model, temperature, max_new_tokens, device)
@@ -234,7 +239,16 @@ def llava_rlhf(
         for example, responses in zip(prompts, answer(prompts, 2, 0), strict=True):
             yield _ranked("llava_rlhf", example, responses, noise)
 
-    return _collect(size, seed, pairs)
+    return _collect(size, seed, split, pairs)
+
+
+def llava_instruct(size: int = 600, seed: int = 0, split: str = "preference") -> Built:
+    """Instruction-tuning prompts with their answers, as `povid` starts from them; no responses, no pairs."""
+    if size > POOL:
+        raise ValueError(f"size={size}: the pool has {POOL} prompts; ask for fewer")
+    found = [_instruction(index, split=split) for index in scene_order(seed)[:size]]
+    groups = [Group(replace(example, id=f"llava_instruct/{example.id}"), ()) for example in found]
+    return groups, {"prompts": len(groups), "without_a_pair": {}}
 
 
 # ---------------------------------------------------------------- answering and ranking
@@ -252,7 +266,7 @@ def _answerer(
     policy = load_policy(path, device=device, name=name)
 
     def answer(prompts: Sequence[Example], k: int, first_draw: int) -> list[tuple[Response, ...]]:
-        return generate(
+        drawn = generate(
             policy,
             prompts,
             k=k,
@@ -261,6 +275,8 @@ def _answerer(
             seed=0,
             first_draw=first_draw,
         )
+        # A dataset is text: whoever is trained on it may have another tokenizer than who wrote it.
+        return [tuple(replace(r, token_ids=None) for r in responses) for responses in drawn]
 
     return answer
 

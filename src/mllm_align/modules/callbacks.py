@@ -70,10 +70,13 @@ class StepScalars(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """Writes a checkpoint every `every` steps (0: never), and takes up the one that is there."""
+    """Writes a checkpoint every `every` steps (0: never), and takes up the one that is there.
 
-    def __init__(self, folder: Path, every: int, run: str, state: dict[str, Any] | None) -> None:
-        self.folder, self.every, self.run, self.state = folder, every, run, state
+    What a step drew is not in a checkpoint; where steps repeat, it is written after the last of them.
+    """
+
+    def __init__(self, folder: Path, every: int, run: str, state: dict[str, Any] | None, plan: Plan) -> None:
+        self.folder, self.every, self.run, self.state, self.plan = folder, every, run, state, plan
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self.state is not None:
@@ -86,9 +89,15 @@ class Checkpoints(pl.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: MicroBatch, batch_idx: int
     ) -> None:
         step = batch.plan.step
-        if self.every and stepped(trainer, batch_idx) and step % self.every == 0:
+        ended = trainer.should_stop  # by a module that cannot go on, and should not be resumed beyond
+        if stepped(trainer, batch_idx) and due(step, self.every, self.plan) and not ended:
             scheduler = trainer.lr_scheduler_configs[0].scheduler
             checkpoint.save(self.folder, pl_module.model, trainer.optimizers[0], scheduler, step, self.run)
+
+
+def due(step: int, every: int, plan: Plan) -> bool:
+    """Whether a checkpoint is written after `step`: the first that a run can go on from, every `every` steps."""
+    return bool(every) and plan.whole(step) and step // every > (step - plan.repeats) // every
 
 
 class Signals(pl.Callback):

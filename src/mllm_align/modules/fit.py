@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,9 +100,11 @@ def fit(
     resume: bool = True,
     title: str = "training",
 ) -> Fitted:
-    """Train `module.policy` on `data` and write its adapter to out_dir/adapter.
+    """Train `module.policy` on `data` and write its adapter to out_dir/adapter, with what `module.save_beside`,
+    where it has that, writes into the same folder.
 
-    A step takes `batch_size * accumulate` Groups. `scalars(step, values)` hears of every optimiser step,
+    A step takes `batch_size * accumulate` Groups; `module.repeats`, where it has that, is how many steps in a
+    row take the same ones. `scalars(step, values)` hears of every optimiser step,
     counted from 1; `on_resume(step)` is called once before the first, with the steps that a checkpoint in
     `out_dir` holds already (0: none), so that a record can drop what was written beyond it. The checkpoint
     goes when the adapter is there.
@@ -111,7 +113,7 @@ def fit(
     infinite.
     """
     out = Path(out_dir)
-    plan = Plan(len(data), batch_size, accumulate, epochs, seed)
+    plan = Plan(len(data), batch_size, accumulate, epochs, seed, getattr(module, "repeats", 1))
     module.check(data)
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
@@ -126,22 +128,27 @@ def fit(
             callbacks = [
                 SeedEachStep(seed),
                 StepScalars(plan, scalars, shown),
-                Checkpoints(out, trainer.checkpoint_every_steps, run, state),
+                Checkpoints(out, trainer.checkpoint_every_steps, run, state, plan),
             ]
             stream = Stream(data, plan, done, module.collate, trainer.workers)
             _run(module, stream, callbacks, trainer, gradient_clip, out)
-    adapter = save_adapter(module.model, out / ADAPTER)
+    adapter = save_adapter(module.model, out / ADAPTER, getattr(module, "save_beside", None))
     checkpoint.remove(out)
     return Fitted(adapter, plan.total_steps, done)
 
 
-def save_adapter(model: Any, folder: Path) -> Path:
-    """Write the adapter (and the trained projector) in PEFT's own format, as a whole or not at all."""
+def save_adapter(model: Any, folder: Path, beside: Callable[[Path], None] | None = None) -> Path:
+    """Write the adapter (and the trained projector) in PEFT's own format, as a whole or not at all.
+
+    `beside` writes what else belongs to the module into the same folder.
+    """
     temporary = folder.with_name(f"{folder.name}.tmp")
     for old in (temporary, folder):
         shutil.rmtree(old, ignore_errors=True)
     # The vocabulary is never resized here, and PEFT would look for the base model on the network to see.
     model.save_pretrained(str(temporary), save_embedding_layers=False)
+    if beside:
+        beside(temporary)
     temporary.rename(folder)
     return folder
 

@@ -3,66 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from mllm_align.annotators.agreement import compare
-from mllm_align.annotators.base import Annotator, Judgement
+from mllm_align.annotators.base import Annotator
 from mllm_align.annotators.oracle import OracleAnnotator, knows
-from mllm_align.compute.packing import collate
+from mllm_align.compute.packing import Batch, TokenWeights, collate
 from mllm_align.models.load import Policy
 from mllm_align.modules.batches import MicroBatch
+from mllm_align.modules.draws import Draw, Drawn, Sampler, sampled
 from mllm_align.modules.figures import Figures, counted, figure
 from mllm_align.modules.objective import Loss, log_ratio
 from mllm_align.modules.optimise import Optimise
 from mllm_align.modules.order import stable_seed
 from mllm_align.modules.preference import checked_reduction, train_on
-from mllm_align.modules.reference import frozen_sums
-from mllm_align.records import Example, Group, Preference
-
-
-class Sampler(Protocol):
-    """Anything that draws responses; see samplers/policy.py."""
-
-    def sample(self, policy: Policy, examples: Sequence[Example], seed: int) -> list[Group]: ...
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The Groups of a step, one a prompt, in order; without preferences where the annotator saw a tie.
-
-    `judgements` has one entry a Group, None for a Group that nobody judged (a pair taken from the dataset).
-    """
-
-    groups: list[Group]
-    judgements: list[Judgement | None]
-
-
-# draw(policy, groups of the dataset, seed, sampler, annotator) -> Drawn.
-Draw = Callable[[Policy, Sequence[Group], int, Sampler, Annotator], Drawn]
-
-
-def online(
-    policy: Policy, groups: Sequence[Group], seed: int, sampler: Sampler, annotator: Annotator
-) -> Drawn:
-    """Every prompt anew: Online-DPO (arXiv 2407.02477, 2.3). The dataset's own responses are not looked at.
-
-    A method that mixes (Eq. 4) is another function with these arguments.
-    """
-    drawn = sampler.sample(policy, [g.example for g in groups], seed)
-    judgements = annotator.judge(drawn)
-    return Drawn(annotator.prefer(drawn, judgements), list(judgements))
+from mllm_align.modules.reference import frozen_logprobs
+from mllm_align.records import Group, Preference
 
 
 class OnlinePreferenceModule(pl.LightningModule):
-    """Any loss of four log-probabilities on Groups drawn inside the step.
+    """Any loss of a pair's log-probabilities on Groups drawn inside the step.
 
     A prompt that comes again in a later epoch is drawn anew: the seed of its draws is (seed, epoch). Ties
-    are counted and take no part in the loss; a step of nothing but ties has loss 0 and gradient 0.
+    are counted and take no part in the loss; a step of nothing but ties has loss 0 and gradient 0. `extend`
+    adds responses and preferences to what was drawn. With `reference_free` the loss gets None in the places
+    of the reference's log-probabilities.
     """
 
     def __init__(
@@ -70,19 +40,23 @@ class OnlinePreferenceModule(pl.LightningModule):
         policy: Policy,
         *,
         sampler: Sampler,
-        annotator: Annotator,
+        annotator: Annotator | None,
         seed: int,
         loss: Loss,
         optimise: Optimise,
         logprobs: str = "sum",
+        token_weights: TokenWeights | None = None,
         max_length: int | None = None,
-        draw: Draw = online,
+        draw: Draw = sampled,
+        extend: Callable[[Group], Group] | None = None,
+        reference_free: bool = False,
     ) -> None:
         super().__init__()
         self.model = policy.model
         self.policy, self.sampler, self.annotator, self.draw = policy, sampler, annotator, draw
         self.seed, self.loss, self.optimise = seed, loss, optimise
-        self.logprobs = checked_reduction(logprobs)
+        self.logprobs, self.token_weights = checked_reduction(logprobs), token_weights
+        self.extend, self.reference_free = extend, reference_free
         self.max_length = max_length
 
     # The responses are not known before the step, so the loader has nothing to collate.
@@ -98,12 +72,23 @@ class OnlinePreferenceModule(pl.LightningModule):
         decided = [used_only(g) for g in drawn.groups if g.preferences]
         if not decided:
             return {"loss": nothing(self.model), "figures": figures}
-        batch = collate(decided, self.policy.processor, max_length=self.max_length).to(self.device)
-        ref_sums = frozen_sums(self.policy, batch)  # (B, k)
-        step, policy_sums = train_on(self, micro, batch, ref_sums)
+        batch = self._collated(decided)
+        reference = None if self.reference_free else frozen_logprobs(self.policy, batch)  # (G, K, R)
+        step, policy = train_on(self, micro, batch, reference)
         figures |= step["figures"]
-        figures["kl_policy"] = figure(log_ratio(policy_sums, ref_sums, batch.pairs))
+        if reference is not None:
+            figures["kl_policy"] = figure(log_ratio(policy, reference, batch.pairs))
         return {"loss": step["loss"], "figures": figures}
+
+    def _collated(self, groups: Sequence[Group]) -> Batch:
+        groups = [self.extend(group) for group in groups] if self.extend else groups
+        batch = collate(
+            groups,
+            self.policy.processor,
+            max_length=self.max_length,
+            token_weights=self.token_weights,
+        )
+        return batch.to(self.device)
 
     def configure_optimizers(self) -> Any:
         trainer: Any = self.trainer
@@ -129,15 +114,19 @@ def used_only(group: Group) -> Group:
 
 
 def drawing_figures(drawn: Drawn) -> Figures:
-    """Ties, agreement with the oracle and position bias of what a step drew, where they are known."""
-    judged = [(g, j) for g, j in zip(drawn.groups, drawn.judgements, strict=True) if j is not None]
-    comparisons = [c for _, j in judged for c in j.comparisons]
-    lengths = [len(r.token_ids) for g, _ in judged for r in g.responses if r.token_ids is not None]
+    """Ties, agreement with the oracle and position bias of what a step drew, where they are known.
+
+    A tie is a fresh Group in which nothing is preferred: an annotator saw no difference, or a sampler of
+    rejected responses came back with the reference itself.
+    """
+    fresh = [g for g, new in zip(drawn.groups, drawn.fresh, strict=True) if new]
+    comparisons = [c for j in drawn.judgements if j is not None for c in j.comparisons]
+    lengths = [len(r.token_ids) for g in fresh for r in g.responses if r.token_ids is not None]
     return {
-        "ties": counted(sum(not g.preferences for g, _ in judged), len(judged)),
+        "ties": counted(sum(not g.preferences for g in fresh), len(fresh)),
         "conflicting": counted(sum(c.conflicting for c in comparisons), len(comparisons)),
         "response_tokens": counted(sum(lengths), len(lengths)),
-        **_oracle_figures([g for g, _ in judged if knows(g.example)]),
+        **_oracle_figures([g for g in fresh if knows(g.example)]),
     }
 
 

@@ -3,6 +3,9 @@
 An optimiser step takes `batch_size * accumulate` Groups, in `accumulate` micro-batches; the last step of an
 epoch may be smaller. The loss of a step is its sum divided by the number of its Groups, however they are
 cut into micro-batches.
+
+With `repeats` the Groups of a step come again in the steps right after it: a method that draws responses
+uses what it drew several times.
 """
 
 from __future__ import annotations
@@ -24,38 +27,50 @@ class Plan:
     accumulate: int
     epochs: int
     seed: int
+    repeats: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("size", "batch_size", "accumulate", "epochs"):
+        for name in ("size", "batch_size", "accumulate", "epochs", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; training needs at least 1")
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.size / (self.batch_size * self.accumulate))
+        return math.ceil(self.size / (self.batch_size * self.accumulate)) * self.repeats
 
     @property
     def total_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
     def micro_batches(self, epoch: int, first_step: int = 0) -> list[MicroPlan]:
-        """The micro-batches of an epoch from its step `first_step` on."""
+        """The micro-batches of an epoch from its step `first_step` on.
+
+        With repeats, a smaller last step has `accumulate` micro-batches too, empty ones at its end: Lightning
+        counts them through, and the repeats of a step must not run into each other.
+        """
         order = np.random.default_rng([self.seed, epoch]).permutation(self.size).tolist()
         width = self.batch_size * self.accumulate
-        steps = [order[i : i + width] for i in range(0, self.size, width)]
+        steps = [order[i : i + width] for i in range(0, self.size, width) for _ in range(self.repeats)]
+        first = epoch * self.steps_per_epoch + 1
         return [
-            MicroPlan(
-                tuple(part), epoch, epoch * self.steps_per_epoch + n + 1, i, self.accumulate / len(step)
-            )
+            MicroPlan(tuple(part), epoch, first + n, i, self.accumulate / len(step), n % self.repeats)
             for n, step in enumerate(steps[first_step:], start=first_step)
-            for i, part in enumerate(_cut(step, self.batch_size))
+            for i, part in enumerate(self._parts(step))
         ]
+
+    def _parts(self, step: Sequence[int]) -> list[Sequence[int]]:
+        parts = _cut(step, self.batch_size)
+        return parts if self.repeats == 1 else [*parts, *[()] * (self.accumulate - len(parts))]
+
+    def whole(self, step: int) -> bool:
+        """Whether what the step draws is used up after it, so that a run can be resumed there."""
+        return step % self.repeats == 0
 
 
 @dataclass(frozen=True)
 class MicroPlan:
-    """Indices into the data; the epoch (from 0), the optimiser step of the run (from 1) and the place in
-    that step.
+    """Indices into the data; the epoch (from 0), the optimiser step of the run (from 1), the place in that
+    step, and how often its Groups have come before in the steps just before it.
 
     `scale` times the sum of the losses is what `training_step` returns: Lightning divides it by
     `accumulate`, and the micro-batches of a step then add up to the sum over the step's Groups divided by
@@ -67,6 +82,7 @@ class MicroPlan:
     step: int
     part: int
     scale: float
+    repeat: int = 0
 
 
 def stable_seed(*parts: object) -> int:

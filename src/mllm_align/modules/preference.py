@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mllm_align.compute.logprobs import response_logprobs
-from mllm_align.compute.packing import Batch, collate
+from mllm_align.compute.packing import Batch, TokenWeights, by_group, collate
 from mllm_align.models.load import Policy
 from mllm_align.modules.batches import Collate, MicroBatch
 from mllm_align.modules.figures import Figures, counted, figure
@@ -22,22 +22,26 @@ from mllm_align.records import Group
 
 
 class PreferenceModule(pl.LightningModule):
-    """Any loss of four log-probabilities on Groups with preferences: DPO, IPO, SLiC, averaged DPO."""
+    """Any loss of a pair's log-probabilities on Groups with preferences: DPO, IPO, SLiC, SimPO, mDPO, ...
+
+    Without `reference` the loss gets None in the places of the reference's log-probabilities.
+    """
 
     def __init__(
         self,
         policy: Policy,
         *,
-        reference: Table,
         loss: Loss,
         optimise: Optimise,
+        reference: Table | None = None,
         logprobs: str = "sum",
+        token_weights: TokenWeights | None = None,
         max_length: int | None = None,
     ) -> None:
         super().__init__()
         self.model = policy.model
         self.policy, self.reference, self.loss, self.optimise = policy, reference, loss, optimise
-        self.logprobs = checked_reduction(logprobs)
+        self.logprobs, self.token_weights = checked_reduction(logprobs), token_weights
         self.max_length = max_length
 
     def check(self, groups: Sequence[Group]) -> None:
@@ -48,32 +52,48 @@ class PreferenceModule(pl.LightningModule):
                     f"example {group.example.id!r} has no preference among its responses; an offline method "
                     "needs one a group: annotate the set, or leave out its ties"
                 )
-        check_table(self.reference, groups)
+        if self.reference is not None:
+            check_table(self.reference, groups)
 
     @property
     def collate(self) -> Collate | None:
         """What the loader makes of Groups, in its workers where it has some."""
-        return partial(collate, processor=self.policy.processor, max_length=self.max_length)
+        return partial(
+            collate,
+            processor=self.policy.processor,
+            max_length=self.max_length,
+            token_weights=self.token_weights,
+        )
 
     def training_step(self, micro: MicroBatch, batch_idx: int) -> dict[str, Any]:
         batch = micro.batch
         assert batch is not None
-        return train_on(self, micro, batch, look_up(self.reference, batch))[0]
+        reference = None if self.reference is None else look_up(self.reference, batch)
+        return train_on(self, micro, batch, reference)[0]
 
     def configure_optimizers(self) -> Any:
         trainer: Any = self.trainer
         return self.optimise.configure(self.policy, trainer.datamodule.total_steps)
 
 
-def train_on(module: Any, micro: MicroBatch, batch: Batch, ref_sums: Tensor) -> tuple[dict[str, Any], Tensor]:
-    """One forward of the policy. -> (what Lightning wants of `training_step`, policy sums (B, k))"""
-    policy_sums = response_logprobs(module.model, batch).sum(-1)  # (B, k)
-    lengths = batch.response_mask.sum(-1)  # (B, k)
+def train_on(
+    module: Any, micro: MicroBatch, batch: Batch, reference: Tensor | None
+) -> tuple[dict[str, Any], Tensor]:
+    """One forward of the policy. -> (what Lightning wants of `training_step`, the policy's tokens (G, K, R))"""
+    policy = by_group(batch, response_logprobs(module.model, batch))  # (G, K, R)
+    mask = by_group(batch, batch.response_mask)
     total, figures = objective(
-        policy_sums, ref_sums, lengths, batch.pairs, batch.pair_weights, module.loss, module.logprobs
+        policy,
+        reference,
+        mask,
+        batch.pairs,
+        batch.pair_weights,
+        module.loss,
+        module.logprobs,
+        batch.token_weights,
     )
     figures |= batch_figures(batch)
-    return {"loss": finite(total * micro.plan.scale, micro), "figures": figures}, policy_sums
+    return {"loss": finite(total * micro.plan.scale, micro), "figures": figures}, policy
 
 
 def batch_figures(batch: Batch) -> Figures:

@@ -1,7 +1,7 @@
 """Log-probabilities under the frozen reference: the same weights with the adapter off.
 
-They are computed once a preference set and stored as a table, example id -> (k,) sums over response tokens
-in nats.
+They are computed once a preference set and stored as a table, example id -> (k, R) log-probabilities of tokens
+in nats, 0 at padding. How a method weighs and reduces them is no concern of the table, so methods share it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mllm_align.compute.logprobs import response_logprobs
-from mllm_align.compute.packing import Batch, collate
+from mllm_align.compute.packing import Batch, by_group, collate
 from mllm_align.models.load import Policy, reference
 from mllm_align.records import Group
 
@@ -28,7 +28,9 @@ def reference_logprobs(
     max_length: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """The table of a preference set: example id -> (k,) float32, on the CPU. `progress` hears of Groups done.
+    """The table of a preference set: example id -> (k, R) float32, on the CPU, R the longest response's tokens.
+
+    `progress` hears of Groups done.
 
     Raises ValueError if two Groups share an id: the table could hold only one of them.
     """
@@ -39,27 +41,50 @@ def reference_logprobs(
         part = groups[start : start + batch_size]
         batch = collate(part, policy.processor, max_length=max_length).to(device)
         with autocast(device, precision):
-            sums = frozen_sums(policy, batch).float().cpu()  # (B, k)
-        table |= {g.example.id: row[: len(g.responses)].clone() for g, row in zip(part, sums, strict=True)}
+            logprobs = frozen_logprobs(policy, batch).float().cpu()  # (G, K, R)
+        widths = _longest(batch)
+        table |= {
+            group.example.id: row[: len(group.responses), :width].clone()
+            for group, row, width in zip(part, logprobs, widths, strict=True)
+        }
         if progress:
             progress(len(part))
     return table
 
 
-def frozen_sums(policy: Policy, batch: Batch) -> Tensor:
-    """log pi_ref(y|x) of the batch's responses, summed over their tokens. -> (B, k), without gradient"""
+def frozen_logprobs(policy: Policy, batch: Batch) -> Tensor:
+    """log pi_ref of the tokens of the batch's responses. -> (G, K, R), 0 at padding, without gradient"""
     with reference(policy) as model:
-        return response_logprobs(model, batch).sum(-1)
+        return by_group(batch, response_logprobs(model, batch))
 
 
 def look_up(table: Table, batch: Batch) -> Tensor:
-    """The batch's rows of the table on its device, 0 where a Group has fewer than k responses. -> (B, k)
+    """The batch's Groups in the table, on its device. -> (G, K, R), 0 at padding and for missing responses
 
-    Raises KeyError for an id that is not in the table.
+    Raises KeyError for an id that is not in the table, ValueError for a Group whose responses have other lengths
+    there than in the batch.
     """
-    width = batch.response_ids.shape[1]
-    rows = [torch.nn.functional.pad(table[i], (0, width - len(table[i]))) for i in batch.ids]
+    mask = by_group(batch, batch.response_mask)
+    forks, width = mask.shape[1:]
+    for name, longest in zip(batch.ids, _longest(batch), strict=True):
+        found = table[name]
+        if len(found) > forks or found.shape[1] != longest:
+            raise ValueError(
+                f"reference log-probabilities: example {name!r} has {len(found)} responses of up to "
+                f"{found.shape[1]} tokens, the batch {forks} of up to {longest}; compute them from the same "
+                "preference set with the same max_length"
+            )
+    rows = [_padded(table[name], forks, width) for name in batch.ids]
     return torch.stack(rows).to(batch.response_ids.device)
+
+
+def _padded(values: Tensor, forks: int, width: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, width - values.shape[1], 0, forks - len(values)))
+
+
+def _longest(batch: Batch) -> list[int]:
+    """Tokens of the longest response of every Group."""
+    return by_group(batch, batch.response_mask).sum(-1).amax(-1).tolist()
 
 
 def check_table(table: Table, groups: Sequence[Group]) -> None:
@@ -67,7 +92,7 @@ def check_table(table: Table, groups: Sequence[Group]) -> None:
     for group in groups:
         found = table.get(group.example.id)
         if found is None or len(found) != len(group.responses):
-            has = "is missing" if found is None else f"has {len(found)} values"
+            has = "is missing" if found is None else f"has {len(found)} rows"
             raise ValueError(
                 f"reference log-probabilities: example {group.example.id!r} {has}, its group has "
                 f"{len(group.responses)} responses; compute them from the same preference set"

@@ -9,7 +9,7 @@ from typing import Any
 from mllm_align.compute.decoding import generate
 from mllm_align.compute.packing import text_of
 from mllm_align.models.load import Policy
-from mllm_align.records import Example, Group, Response
+from mllm_align.records import Group, Response
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class PolicySampler:
     max_new_tokens: int = 96
     batch_size: int = 32
 
-    def sample(self, policy: Policy, examples: Sequence[Example], seed: int) -> list[Group]:
-        """One Group of k responses an Example, in order, without preferences."""
+    def sample(self, policy: Policy, groups: Sequence[Group], seed: int) -> list[Group]:
+        """One Group of k responses for each Group's Example, in order, without preferences."""
+        examples = [group.example for group in groups]
         drawn = generate(
             policy,
             examples,

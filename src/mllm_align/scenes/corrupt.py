@@ -79,8 +79,8 @@ def _places_of(scene: Scene, kind: str | None) -> tuple[int, ...]:
 class _Text:
     """A text under corruption, with what is true in it."""
 
-    def __init__(self, text: str, scene: Scene, rng: Rng, prompt: str | None) -> None:
-        self.text, self.scene, self.rng = text, scene, rng
+    def __init__(self, text: str, scene: Scene, rng: Rng, prompt: str | None, grow: bool) -> None:
+        self.text, self.scene, self.rng, self.grow = text, scene, rng, grow
         self.question: Asked | None = asked(prompt) if prompt is not None else None
         self.mentions = [m for s in sentences(text) for m in s.mentions if not m.negated]
         self.spoken = frozenset(m.kind for m in mentioned_objects(text))
@@ -201,8 +201,10 @@ class _Text:
         return next((m for m in self.mentions if m.count is not None and m.count[1] == claim.span), None)
 
     def _insert(self) -> list[Edit]:
-        """A sentence about a plausible absent thing, after one of the others."""
-        at = pick(self.rng, sentences(self.text)).span[1]
+        """A sentence about a plausible absent thing, after one of the others or in its place."""
+        start, at = pick(self.rng, sentences(self.text)).span
+        if not self.grow:
+            return [Edit("insert", (start, at), self.text[start:at], capital(self._invented()))]
         mark = " " if self.text[at - 1] in ".!?" else ". "
         added = mark + capital(self._invented())
         return [Edit("insert", (at, at), "", added)]
@@ -216,17 +218,21 @@ _NEW_VALUE: dict[str, Callable[[_Text, Claim], str]] = {
 }
 
 
-def corrupt(text: str, scene: Scene, rng: Rng, n: int = 1, prompt: str | None = None) -> Corruption:
+def corrupt(
+    text: str, scene: Scene, rng: Rng, n: int = 1, prompt: str | None = None, grow: bool = True
+) -> Corruption:
     """A realistic false version of a text.
 
     Args:
         n: how many things to make false, each about another subject; fewer where the text offers fewer.
         prompt: the question, needed for brief answers ("Yes", "red") and for yes/no answers.
+        grow: whether an invented sentence is added; else it takes the place of another one, and the false
+            text is about as long as the true one.
 
     Returns:
         The text and its edits; no edits (and the text as it was) if it claims nothing that is true.
     """
-    state = _Text(text, scene, rng, prompt)
+    state = _Text(text, scene, rng, prompt, grow)
     edits: list[Edit] = []
     used: set[object] = set()
     while len(used) < n:

@@ -86,14 +86,16 @@ def read_rows(file: Path) -> list[tuple[str, ...]]:
     return [tuple(row) for row in rows]
 
 
-def cross(jobs: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Every job with every row, rows fastest. Raises ValueError where both set the same name."""
+def cross(
+    jobs: Sequence[Sequence[str]], rows: Sequence[Sequence[str]], origin: str = "sweep.cells"
+) -> list[tuple[str, ...]]:
+    """Every job with every row, rows fastest. Raises ValueError where both set the same name; `origin` of the rows."""
     for job in jobs:
         set_by_job = {_name(override) for override in job}
         for number, row in enumerate(rows, start=1):
             if twice := set_by_job & {_name(override) for override in row}:
                 raise ValueError(
-                    f"sweep.cells: row {number} sets {', '.join(sorted(twice))}, "
+                    f"{origin}: row {number} sets {', '.join(sorted(twice))}, "
                     "which the command line sets too; take it out of one of them"
                 )
     return [(*job, *row) for job in jobs for row in rows]

@@ -18,6 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
@@ -29,6 +30,7 @@ from mllm_align.sweep.cells import Planned, Refused, check, cross, read_rows
 from mllm_align.sweep.plan import make_plan, show
 from mllm_align.sweep.report import Report, driver_overrides, sweep_name, tell_end
 from mllm_align.sweep.run import Settings, run_plan
+from mllm_align.tables.spec import read_spec
 
 REFUSED = 2
 STOPPED = 130
@@ -50,6 +52,7 @@ class LauncherConfig:
     workers: int = 1
     threads: int | None = None
     cells: str | None = None
+    table: str | None = None
     name: str | None = None
     plan_only: bool = False
     fail_fast: bool = False
@@ -67,7 +70,7 @@ def drive(
     _drop_hydras_copy(master)
     try:
         settings = _settings(config)
-        overrides = _expand(jobs, config.cells, loader)
+        overrides = _expand(jobs, config, loader)
         cells, refused = check(overrides, partial(_compose, loader, master), load(config.plan))
     except ValueError as error:
         console.print(Text(str(error)), soft_wrap=True)
@@ -78,7 +81,7 @@ def drive(
     if len(cells) < len(overrides):
         console.print(f"{len(overrides)} cells were asked for; those that are the same count once.")
     store = Store(config.store)
-    name = sweep_name(config.name, cells)
+    name = sweep_name(config.name or config.table, cells)
     cells = [_named(planned, name) for planned in cells]
     plan = make_plan(cells, store, settings.outputs, settings.workers)
     show(plan, console, settings.workers, settings.threads)
@@ -118,19 +121,37 @@ def _settings(config: LauncherConfig) -> Settings:
 
 
 def _expand(
-    jobs: Sequence[Sequence[str]], rows_file: str | None, loader: ConfigLoader
+    jobs: Sequence[Sequence[str]], config: LauncherConfig, loader: ConfigLoader
 ) -> list[tuple[str, ...]]:
-    """The jobs, crossed with the rows of the file; a row may hold comma-separated choices itself."""
-    if rows_file is None:
+    """The jobs, crossed with the rows of a file or table; a row may hold comma-separated choices itself."""
+    if config.cells is not None and config.table is not None:
+        raise ValueError("sweep.cells and sweep.table both say which cells to run; leave one of them out")
+    if config.cells is not None:
+        origin, written = f"sweep.cells={config.cells}", read_rows(Path(config.cells))
+    elif config.table is not None:
+        origin, written = f"sweep.table={config.table}", _table_rows(config.table, loader)
+    else:
         return [tuple(job) for job in jobs]
     parser = OverridesParser.create(config_loader=loader)
     rows = [
         tuple(row)
-        for written in read_rows(Path(rows_file))
-        for batch in BasicSweeper.split_arguments(parser.parse_overrides(list(written)), None)
+        for overrides in written
+        for batch in BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
         for row in batch
     ]
-    return cross(jobs, rows)
+    return cross(jobs, rows, origin)
+
+
+def _table_rows(name: str, loader: ConfigLoader) -> list[tuple[str, ...]]:
+    """Overrides of each row of a table. Raises ValueError for a table that is not there, naming those that are."""
+    known = loader.get_group_options("table")
+    if name not in known:
+        raise ValueError(f"sweep.table={name}: there is no such table; choose one of {', '.join(known)}")
+    config = loader.load_configuration("table", [f"table={name}"], RunMode.RUN)
+    section = OmegaConf.to_container(config.table, resolve=True)
+    assert isinstance(section, dict)
+    spec = read_spec({str(key): value for key, value in section.items()})
+    return [row.overrides for row in spec.rows]
 
 
 def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:

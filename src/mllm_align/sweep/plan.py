@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 
 from mllm_align.record import read_record
+from mllm_align.redact import redact_overrides
 from mllm_align.store import Stage, Store
 from mllm_align.sweep.cells import Planned
 
@@ -101,6 +102,7 @@ def show(plan: Plan, console: Console, workers: int, threads: int | None) -> Non
 def _cells_table(plan: Plan) -> Table:
     table = Table(
         Column("cell", overflow="fold"),
+        Column("its own settings", overflow="fold"),
         "seeds",
         "finished",
         "to run",
@@ -108,17 +110,28 @@ def _cells_table(plan: Plan) -> Table:
         "estimate a seed",
         title="Cells",
     )
-    for label in dict.fromkeys(planned.cell.label for planned in (*plan.finished, *plan.pending)):
+    cells = (*plan.finished, *plan.pending)
+    own = own_settings(cells)
+    for label in dict.fromkeys(planned.cell.label for planned in cells):
         finished = _seeds(plan.finished, label)
         continued = _seeds(plan.continued, label)
         fresh = [seed for seed in _seeds(plan.pending, label) if seed not in continued]
         every = sorted({*finished, *continued, *fresh})
         estimate = next((p.cell.estimate_seconds() for p in plan.pending if p.cell.label == label), 0.0)
         columns = [_join(every), _join(finished), _join(fresh), _join(continued)]
-        table.add_row(
-            label, *columns, "unknown" if estimate is None else duration(estimate) if estimate else ""
-        )
+        time = "unknown" if estimate is None else duration(estimate) if estimate else ""
+        table.add_row(label, " ".join(own[label]), *columns, time)
     return table
+
+
+def own_settings(cells: Sequence[Planned]) -> dict[str, tuple[str, ...]]:
+    """Label -> the overrides that not every cell has, without the seed: what a label's hash stands for."""
+    told = {planned.cell.label: redact_overrides(planned.overrides) for planned in cells}
+    shared = set.intersection(*map(set, told.values())) if len(told) > 1 else set()
+    return {
+        label: tuple(o for o in overrides if o not in shared and not o.startswith("seed="))
+        for label, overrides in told.items()
+    }
 
 
 def _stages_table(plan: Plan) -> Table:

@@ -127,7 +127,7 @@ def rerun_command(report: Report, cells: Sequence[Planned], command: str, driver
     kept = [[item for item in row if item.partition("=")[0] not in secret] for row in rows]
     text = yaml.safe_dump(kept, default_flow_style=None, width=1000, allow_unicode=True)
     write_text(file, f"# The cells of sweep {report.name} that have not finished.\n{text}")
-    others = [item for item in driver if not item.startswith("sweep.cells=")]
+    others = [item for item in driver if not item.startswith(("sweep.cells=", "sweep.table="))]
     return shlex.join(
         [*shlex.split(command), "-m", f"sweep.cells={file}", *others, *(f"{name}=..." for name in secret)]
     )

@@ -15,7 +15,7 @@ from mllm_align.record import SCALARS, mark_killed, read_record
 from mllm_align.store import Stage, Store
 from mllm_align.sweep import pool
 from mllm_align.sweep.cells import Planned
-from mllm_align.sweep.plan import Plan, duration, stage_names
+from mllm_align.sweep.plan import Plan, duration, own_settings, stage_names
 from mllm_align.sweep.report import Outcome, Report
 from mllm_align.sweep.worker import Order
 
@@ -66,6 +66,7 @@ class Loop:
         self.console = console
         self.context = context
         self.missing = dict(plan.missing)
+        self.own = own_settings((*plan.finished, *plan.pending))
         self.store = report.store
         self.waiting: list[tuple[Planned, int]] = [(planned, 1) for planned in plan.pending]
         self.attempts: list[Attempt] = []
@@ -105,7 +106,10 @@ class Loop:
         )
         again = f" (attempt {number})" if number > 1 else ""
         self.report.started(planned)
-        self.console.print(f"{self._count()} start   {escape(planned.name)}{again}")
+        settings = escape("  ".join(self.own[planned.cell.label]))
+        self.console.print(
+            f"{self._count()} start   {escape(planned.name)}{again}  [dim]{settings}[/]", soft_wrap=True
+        )
         builds = frozenset(stage_names(planned)) & frozenset(self.missing)
         self.attempts.append(Attempt(planned, number, pool.start(self.context, order), builds))
 

@@ -52,17 +52,30 @@ def compare_runs(
     scorers = {name: scorer for run in reversed(runs) for name, scorer in benchmarks_of(run).items()}
     scorers |= benchmarks or {}
     columns = _columns(rows, scorers)
-    counts, problems = _all_counts(rows, scorers)
-    notes = list(problems)
+    filled, notes = fill(rows, lambda row: _baseline_for(row, rows), columns, scorers, draws, level)
     if not any(row.baseline and row.done for row in rows):
         notes.append(f"no finished run has alignment={baseline}, so there are no differences to it")
+    return Comparison(filled, columns, baseline, level, draws, tuple(dict.fromkeys(notes)))
+
+
+def fill(
+    rows: Sequence[Row],
+    against: Callable[[Row], Row | None],
+    columns: Sequence[Column],
+    scorers: Mapping[str, Benchmark],
+    draws: int = stats.DRAWS,
+    level: float = stats.LEVEL,
+) -> tuple[tuple[Row, ...], list[str]]:
+    """The rows with their cells, each compared with the row that `against` gives; and what was wrong.
+
+    Holm's correction is over every tested cell of all the rows.
+    """
+    counts, notes = _all_counts(rows, scorers)
     filled = []
     for row in rows:
-        cells, missing = _cells(row, _baseline_for(row, rows), columns, scorers, counts, draws, level)
+        cells, missing = _cells(row, against(row), columns, scorers, counts, draws, level)
         filled.append(replace(row, cells=cells, notes=(*row.notes, *missing)))
-    return Comparison(
-        _corrected(filled, columns), columns, baseline, level, draws, tuple(dict.fromkeys(notes))
-    )
+    return _corrected(filled, columns), notes
 
 
 # --- rows and columns --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mllm_align.benchmarks.base import Benchmark, read_jsonl
-from mllm_align.record import DONE, RECORD, read_record, read_scalars
+from mllm_align.record import DONE, RECORD, read_record, read_scalars, run_folder
 from mllm_align.store import load
 
 OWN_BENCHMARKS = "mllm_align.benchmarks."
@@ -104,14 +104,47 @@ def load_run(folder: Path) -> Run:
     return replace(run, config=config, metrics=metrics)
 
 
-def benchmarks_of(run: Run) -> dict[str, Benchmark]:
-    """The package's own benchmarks of a run, built to score its predictions again.
+def find_run(
+    outputs: str | Path, label: str, seed: int, key: str, benchmarks: Mapping[str, str] | None = None
+) -> Run:
+    """The run of a planned cell, whatever state it is in; `missing` where it has not been started.
 
-    A `_target_` outside the package is not imported, since a record may come from anyone.
+    What it answered with other settings than `benchmarks` (name -> key) asks for is left out, and said.
     """
+    folder = run_folder(outputs, label, seed)
+    data = read_record(folder)
+    if not (folder / RECORD).exists() or (data and data.get("key") != key):
+        return Run(folder, label, seed, "missing", problem="not run with these settings and this code")
+    run = load_run(folder)
+    answered = {name: entry.get("key") for name, entry in data.get("benchmarks", {}).items()}
+    old = [name for name in run.metrics if answered.get(name) != (benchmarks or {}).get(name)]
+    if not run.done or not old:
+        return run
+    return replace(
+        run,
+        metrics={name: found for name, found in run.metrics.items() if name not in old},
+        problem=f"{', '.join(old)}: answered with other settings than are asked for",
+    )
+
+
+def benchmarks_of(run: Run) -> dict[str, Benchmark]:
+    """The package's own benchmarks of a run, built to score its predictions again."""
+    return _build({**_tasks(run.config), **run.benchmarks})
+
+
+def benchmarks_in(config: Mapping[str, Any]) -> dict[str, Benchmark]:
+    """The package's own benchmarks that a config asks for."""
+    return _build(_tasks(config))
+
+
+def _tasks(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict((config.get("benchmark") or {}).get("tasks") or {})
+
+
+def _build(specs: Mapping[str, Any]) -> dict[str, Benchmark]:
+    """A `_target_` outside the package is not imported, since a record may come from anyone."""
     built: dict[str, Benchmark] = {}
-    section = run.config.get("benchmark") or {}
-    for name, entry in {**(section.get("tasks") or {}), **run.benchmarks}.items():
+    for name, entry in specs.items():
         target = entry.get("_target_", "") if isinstance(entry, Mapping) else ""
         if isinstance(target, str) and target.startswith(OWN_BENCHMARKS):
             built[name] = load(target)(**{k: v for k, v in entry.items() if not k.startswith("_")})

@@ -66,7 +66,7 @@ def explanation(comparison: Comparison) -> str:
 
 # --- terminal ----------------------------------------------------------------------------------------------
 
-_STYLES = {"better": "bold green", "worse": "bold red", "": ""}
+STYLES = {"better": "bold green", "worse": "bold red", "": ""}
 
 
 def render_terminal(comparison: Comparison, width: int = 100) -> RenderableType:
@@ -118,9 +118,7 @@ def _terminal_cell(row: Row, column: Column) -> Text:
     if cell.difference is None:
         text.append(f"\n{span(cell.value, column)}", style="dim")
         return text
-    text.append(
-        f"\n{number(cell.difference.value, column, True)}{star(cell)}", _STYLES[verdict(cell, column)]
-    )
+    text.append(f"\n{number(cell.difference.value, column, True)}{star(cell)}", STYLES[verdict(cell, column)])
     text.append(f"\n{span(cell.difference, column, True)}", style="dim")
     return text
 
@@ -137,15 +135,19 @@ def render_markdown(comparison: Comparison, columns: Sequence[Column] | None = N
     """A pipe table of the main metrics (or `columns`) with its explanation and notes."""
     shown = comparison.main if columns is None else columns
     lines = [
-        "| run | seeds | " + " | ".join(_md(title(column)) for column in shown) + " |",
+        "| run | seeds | " + " | ".join(markdown_text(title(column)) for column in shown) + " |",
         "|---|---:|" + "---:|" * len(shown),
     ]
     for row in comparison.rows:
         cells = [_plain_cell(row, column) for column in shown]
-        lines.append(f"| {_md(row.name)} | {seeds_text(row)} | " + " | ".join(map(_md, cells)) + " |")
-    lines += ["", _md(explanation(comparison))]
+        lines.append(
+            f"| {markdown_text(row.name)} | {seeds_text(row)} | "
+            + " | ".join(map(markdown_text, cells))
+            + " |"
+        )
+    lines += ["", markdown_text(explanation(comparison))]
     if found := problems(comparison):
-        lines += ["", *(f"- {_md(text)}" for text in found)]
+        lines += ["", *(f"- {markdown_text(text)}" for text in found)]
     return "\n".join(lines) + "\n"
 
 
@@ -162,7 +164,7 @@ def _plain_cell(row: Row, column: Column) -> str:
     return f"{value} ({change})"
 
 
-def _md(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Nothing in a cell can break the table or become markup."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_|~])", r"\\\1", text)
@@ -195,11 +197,11 @@ def render_csv(comparison: Comparison) -> str:
         seeds = " ".join(str(run.seed) for run in row.done)
         head = [row.name, row.method, row.dataset, row.status, seeds]
         if not row.cells:
-            writer.writerow([*map(_unformula, head), *[""] * (len(CSV_HEADER) - len(head))])
+            writer.writerow([*map(csv_text, head), *[""] * (len(CSV_HEADER) - len(head))])
         for column in comparison.columns:
             if (cell := row.cells.get(column.key)) is not None:
                 writer.writerow(
-                    [*map(_unformula, head), column.benchmark, column.metric.name, *_csv_cell(cell)]
+                    [*map(csv_text, head), column.benchmark, column.metric.name, *_csv_cell(cell)]
                 )
     return text.getvalue()
 
@@ -211,7 +213,7 @@ def _csv_cell(cell: Cell) -> list[object]:
     return [value.n, value.value, value.low, value.high, *changes, adjusted, value.method]
 
 
-def _unformula(text: str) -> str:
+def csv_text(text: str) -> str:
     """A spreadsheet runs what starts with these."""
     return "'" + text if text[:1] in ("=", "+", "-", "@") else text
 
@@ -240,7 +242,7 @@ def render_latex(comparison: Comparison) -> str:
         "% " + " ".join(explanation(comparison).split()),
         r"\begin{tabular}{l" + "r" * len(shown) + "}",
         r"\toprule",
-        " & ".join(["run", *(_tex(title(column)) for column in shown)]) + r" \\",
+        " & ".join(["run", *(latex_text(title(column)) for column in shown)]) + r" \\",
         r"\midrule",
     ]
     for row in comparison.rows:
@@ -249,7 +251,7 @@ def render_latex(comparison: Comparison) -> str:
             value, change = _tex_cell(row, column)
             values.append(value)
             changes.append(change)
-        lines.append(" & ".join([_tex(row.name), *values]) + r" \\")
+        lines.append(" & ".join([latex_text(row.name), *values]) + r" \\")
         if any(changes):
             lines.append(" & ".join(["", *changes]) + r" \\[2pt]")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -258,15 +260,15 @@ def render_latex(comparison: Comparison) -> str:
 def _tex_cell(row: Row, column: Column) -> tuple[str, str]:
     cell = row.cells.get(column.key)
     if cell is None:
-        return (_tex(MISSING if row.done else row.status), "")
-    value = _tex(number(cell.value.value, column))
+        return (latex_text(MISSING if row.done else row.status), "")
+    value = latex_text(number(cell.value.value, column))
     if cell.significant():
         value = rf"\textbf{{{value}}}"
     if cell.difference is None:
         return value, ""
     change = f"{number(cell.difference.value, column, True)} {span(cell.difference, column, True)}"
-    return value, rf"{{\scriptsize {_tex(change)}}}"
+    return value, rf"{{\scriptsize {latex_text(change)}}}"
 
 
-def _tex(text: str) -> str:
+def latex_text(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in " ".join(text.split()))

@@ -1,0 +1,68 @@
+"""`mllm-align judge`: how often an annotator agrees with held-out pairs, its ties and its liking for a place."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from mllm_align.paths import conf_dir
+from mllm_align.train import plain, say_errors_shortly
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="judge")
+def _main(cfg: DictConfig) -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="[%(asctime)s] %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    if code := say_errors_shortly(lambda: _run(plain(cfg))):
+        sys.exit(code)
+
+
+def _run(config: dict[str, Any]) -> None:
+    if config["annotator"]["build"] is None:
+        raise ValueError(
+            "annotator=none judges nothing; choose annotator=oracle (scenes only), self, large, reward_model or api"
+        )
+    from mllm_align import stages
+    from mllm_align.benchmarks.base import write_jsonl
+    from mllm_align.store import write_json
+
+    stages.set_threads(config["trainer"]["threads"])
+    rows, figures = stages.judged(config)
+    out = Path(config["out"])
+    write_jsonl(rows, out / "judgements.jsonl")
+    write_json(out / "judge.json", figures)
+    print(f"{config['annotator']['name']} on {config['dataset']['name']}: {told(figures)}")
+    print(f"judgements: {out / 'judgements.jsonl'}")
+
+
+def told(figures: dict[str, Any]) -> str:
+    """The figures in a line."""
+    if figures["accuracy"] is None:
+        return f"{figures['pairs']} pairs, all of them ties"
+    low, high = figures["interval"]
+    parts = [
+        f"accuracy {100 * figures['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}] of "
+        f"{figures['pairs'] - figures['ties']} decided pairs",
+        f"{figures['ties']} ties",
+    ]
+    if figures["comparisons"]:
+        parts.append(
+            f"both orders name different winners in {100 * figures['conflicting']:.1f}% of "
+            f"{figures['comparisons']} comparisons, {figures['lean']:+.2f} nats for place A"
+        )
+    return ", ".join(parts)
+
+
+def main() -> int:
+    _main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""One run, from its cell to its record: training, benchmarks, and what the logger is told.
+
+`pipeline` decides what runs; `stages` makes what runs share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm_align.benchmarks import base as benchmarks
+from mllm_align.datasets.parquet import read_groups
+from mllm_align.models.load import Policy, add_lora
+from mllm_align.record import RunRecord, read_scalars
+from mllm_align.records import Group
+from mllm_align.stages import (
+    FITTED,
+    PAIRS,
+    STATISTICS,
+    TABLE,
+    answer,
+    benchmark_of,
+    extended,
+    judge_of,
+    load,
+    made,
+    set_threads,
+)
+from mllm_align.store import Store, write_json
+
+if TYPE_CHECKING:
+    from mllm_align.pipeline import Cell
+
+Config = Mapping[str, Any]
+
+
+def run(cell: Cell, record: RunRecord, todo: Sequence[str]) -> None:
+    """Train (unless that is done), answer the benchmarks `todo`, write metrics; the logger mirrors the record."""
+    set_threads(cell.config["trainer"]["threads"])
+    with made(cell.config["logger"]["build"])(about(cell, record)) as logger:
+        policy = trained_policy(cell, record, logger)
+        for name in todo:
+            with record.stage(f"benchmark {name}"):
+                answer_benchmark(cell, record, policy, name)
+        logger.summarise(flat_metrics(record), sample_rows(cell, record))
+    record.note(headline=headline(cell, record))
+
+
+def trained_policy(cell: Cell, record: RunRecord, logger: Any) -> Policy:
+    """The policy to evaluate: the base model alone, or with this run's adapter, trained first where it is missing."""
+    spec, accelerator = cell.config["base_model"], cell.config["trainer"]["accelerator"]
+    if cell.config["alignment"]["module"] is None:
+        return load(spec, accelerator)
+    adapter = record.folder / "adapter"
+    if not (adapter / "adapter_config.json").is_file():
+        train(cell, record, logger)
+    return load(spec, accelerator, adapter=adapter)
+
+
+def train(cell: Cell, record: RunRecord, logger: Any) -> None:
+    """Stages from the store, then the run's own training, from its checkpoint where there is one."""
+    from mllm_align.modules.fit import fit
+
+    config, method = cell.config, cell.config["alignment"]
+    store = Store(cell.outputs / "store")
+    folders = {}
+    for stage in cell.stages:
+        with record.stage(stage.name):
+            folders[stage.name] = store.get(stage)
+    data = folders.get("samples", folders["preferences"])
+    note_reports(record, folders)
+    policy = load(config["base_model"], config["trainer"]["accelerator"])
+    policy = add_lora(policy, **config["base_model"]["lora"], seed=config["seed"])
+    module = build_module(config, policy, folders)
+    scalars = Mirror(record, logger)
+    with record.stage("training"):
+        fit(
+            module,
+            training_groups(config, data),
+            record.folder,
+            **{name: method[name] for name in FITTED},
+            seed=config["seed"],
+            trainer=made(config["trainer"]),
+            scalars=scalars.log,
+            on_resume=scalars.open,
+            title=f"{cell.label} seed{cell.seed}",
+        )
+    scalars.close()
+    if verdict := module.verdict(read_scalars(record.folder)) if hasattr(module, "verdict") else None:
+        record.collapsed(verdict)
+
+
+def training_groups(config: Config, data: Path) -> Sequence[Group]:
+    """What is trained on. Online the method adds to what it draws, not to what it draws from."""
+    groups, offline = read_groups(data / PAIRS), config["sampler"]["when"] == "offline"
+    return extended(groups, config["alignment"].get("extend") if offline else None)
+
+
+def build_module(config: Config, policy: Policy, folders: Mapping[str, Path]) -> Any:
+    """The method's Lightning module with what its config says it needs, and nothing else."""
+    from safetensors.torch import load_file
+
+    makers = {
+        "reference": lambda: load_file(folders["reference_logprobs"] / TABLE),
+        "reward_statistics": lambda: json.loads(
+            (folders["reward_statistics"] / STATISTICS).read_text("utf-8")
+        ),
+        "sampler": lambda: made(config["sampler"]["build"]),
+        "annotator": lambda: judge_of(config["annotator"]["build"], policy, folders),
+        "seed": lambda: config["seed"],
+    }
+    when = config["sampler"]["when"]
+    parts = {name: makers[name]() for name in config["alignment"]["needs"][when]}
+    return made(config["alignment"]["module"][when])(policy, **parts)
+
+
+class Mirror:
+    """Scalars go into the record line by line; the logger gets a copy."""
+
+    def __init__(self, record: RunRecord, logger: Any) -> None:
+        self.record, self.logger = record, logger
+        self.scalars: Any = None
+
+    def open(self, resumed_step: int) -> None:
+        self.scalars = self.record.scalars(resumed_step or None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.scalars.log(step, values)
+        self.logger.log(step, values)
+
+    def close(self) -> None:
+        self.scalars.close()
+
+
+# --- benchmarks --------------------------------------------------------------------------------------------
+
+
+def answer_benchmark(cell: Cell, record: RunRecord, policy: Policy, name: str) -> None:
+    spec = cell.config["benchmark"]["tasks"][name]
+    out = record.folder / "predictions" / f"{name}.jsonl"
+    metrics = answer(
+        policy, spec, out, cell.config["base_model"]["batch_size"], Store(cell.outputs / "store")
+    )
+    write_json(record.folder / "metrics.json", {**read_metrics(record), name: metrics})
+    done = {**record.data.get("benchmarks", {}), name: {"key": cell.benchmarks[name], "spec": dict(spec)}}
+    record.note(benchmarks=done)
+
+
+def read_metrics(record: RunRecord) -> dict[str, dict[str, float]]:
+    file = record.folder / "metrics.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def flat_metrics(record: RunRecord) -> dict[str, float]:
+    return {f"{b}/{m}": v for b, metrics in read_metrics(record).items() for m, v in metrics.items()}
+
+
+def headline(cell: Cell, record: RunRecord) -> dict[str, float]:
+    """The first metric that each benchmark shows."""
+    metrics = read_metrics(record)
+    shown = {name: made(cell.config["benchmark"]["tasks"][name]).shown[0].name for name in cell.benchmarks}
+    return {f"{name}/{metric}": metrics[name][metric] for name, metric in shown.items()}
+
+
+def sample_rows(cell: Cell, record: RunRecord, number: int = 8) -> list[dict[str, Any]]:
+    """A few generations to look at, with their images: the first ones of the benchmark with the longest answers."""
+    first = {
+        name: benchmarks.read_jsonl(record.folder / "predictions" / f"{name}.jsonl")[:number]
+        for name in cell.benchmarks
+    }
+    if not first:
+        return []
+    name = max(first, key=lambda name: sum(len(row["prediction"]) for row in first[name]))
+    benchmark = benchmark_of(cell.config["benchmark"]["tasks"][name], Store(cell.outputs / "store"))
+    images = {e.id: e.image for e in benchmark.examples()}
+    return [
+        {"image": images[row["id"]], "prompt": row["prompt"], "response": row["prediction"]}
+        for row in first[name]
+    ]
+
+
+# --- small things ------------------------------------------------------------------------------------------
+
+
+def about(cell: Cell, record: RunRecord) -> dict[str, Any]:
+    """What a logger is told of a run."""
+    data = record.data
+    return {
+        "folder": record.folder,
+        "id": cell.key,
+        "name": f"{cell.label} seed{cell.seed}",
+        "group": (cell.config.get("sweep") or {}).get("name"),
+        "tags": [value for value in data["axes"].values() if value != "none"],
+        "config": dict(cell.config),
+    }
+
+
+def note_reports(record: RunRecord, folders: Mapping[str, Path]) -> None:
+    """What dataset and sampler reported (rows skipped, shares below the similarity bound) belongs to the record."""
+    for stage, name in {"preferences": "dataset", "samples": "sampling"}.items():
+        if stage in folders:
+            record.note(**{name: json.loads((folders[stage] / "report.json").read_text(encoding="utf-8"))})

@@ -1,0 +1,51 @@
+"""The samplers' configuration: every option composes, builds and samples."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from mllm_align.similarity.scenes import SceneClaims
+from mllm_align.similarity.sentences import SentenceTransformers
+from tiny import make_groups
+
+CONF = Path(__file__).parents[2] / "conf"
+OURS = ["bdhs_attn", "bdhs_noise", "povid_distortion", "unguided"]
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base=None):
+        return compose("sample", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("when", ["offline", "online"])
+def test_it_samples(tiny_policy, name, when) -> None:
+    cfg = composed(f"sampler={name}", f"sampler.when={when}", "base_model.max_new_tokens=6")
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert (cfg.sampler.name, cfg.sampler.asks, cfg.sampler.gives) == (name, "answers", "rejected")
+    groups = make_groups(2)
+    made = instantiate(cfg.sampler.build).sample(tiny_policy, groups, cfg.sampler.seed)
+    assert [g.example for g in made] == [g.example for g in groups]
+    assert all(g.responses[1].source == name for g in made)
+
+
+def test_the_embedding_brings_its_bound() -> None:
+    paper = composed("sampler=bdhs_attn", "similarity@sampler.build=sentence_transformers").sampler.build
+    own = composed("sampler=bdhs_attn").sampler.build
+    assert isinstance(instantiate(own).similarity, SceneClaims)
+    assert isinstance(instantiate(paper).similarity, SentenceTransformers)
+    assert (paper.eps_s, paper.similarity.path) == (0.97, "sentence-transformers/all-mpnet-base-v2")
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "similarity").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_key_has_a_sentence_above_it(path) -> None:
+    lines = path.read_text().splitlines()
+    for before, line in pairwise(lines):
+        plain = line.strip().startswith(("#", "_", "similarity:"))
+        assert plain or before.strip().startswith("#"), f"{path.name}: {line}"
