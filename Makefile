@@ -8,10 +8,13 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 CLI := $(BIN)/mllm-align
 
-# The tables: which seeds, how many cells at a time, and further overrides, as in ARGS="dataset.size=100 benchmark.n=300".
+# The tables: which seeds, how many cells at a time, which world (scenes or published), and further overrides, as in
+# ARGS="dataset.size=100 benchmark.n=300".
 SEEDS ?= 0,1,2
 WORKERS ?= 2
+WORLD ?= scenes
 ARGS ?=
+SUFFIX := $(if $(filter scenes,$(WORLD)),,-$(WORLD))
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml))))
 
 .DEFAULT_GOAL := help
@@ -63,9 +66,9 @@ demo: setup  ## train and compare a real small grid on the scenes world (about 5
 
 # A failed cell shows in the table, so it is rendered all the same; not after a refusal (2) or Ctrl-C (130).
 table%: setup  ## a table of the study, from nothing; SEEDS=0,1,2 WORKERS=2 ARGS="dataset.size=100" (docs/tables.md)
-	$(CLI) train -m sweep.table=$@ seed=$(SEEDS) sweep.workers=$(WORKERS) $(ARGS); code=$$?; \
+	$(CLI) train -m sweep.table=$@ world=$(WORLD) sweep.name=$@$(SUFFIX) seed=$(SEEDS) sweep.workers=$(WORKERS) $(ARGS); code=$$?; \
 	if [ $$code -gt 1 ]; then exit $$code; fi; \
-	$(CLI) table table=$@ 'seeds=[$(SEEDS)]' 'overrides="$(ARGS)"' && exit $$code
+	$(CLI) table table=$@ world=$(WORLD) 'seeds=[$(SEEDS)]' 'overrides="$(ARGS)"' && exit $$code
 
 base-models: setup  ## train the scenes base models from nothing (hours on a CPU; uses a GPU where there is one)
 	for name in base large weak; do $(BIN)/python -m mllm_align.models.family.recipe name=$$name || exit 1; done

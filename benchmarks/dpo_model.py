@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mllm_align.models.load import VICUNA_TEMPLATE
+from mllm_align.models.families import VICUNA_TEMPLATE
 from mllm_align.records import Example, Group, Preference, Response
 
 TILE, PATCH = 336, 14

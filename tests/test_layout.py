@@ -11,18 +11,18 @@ PACKAGE = Path(__file__).parents[1] / "src" / "mllm_align"
 
 # From the bottom up: a module may import from its own layer and from the ones before it.
 LAYERS = [
-    {"records", "paths", "fingerprints", "host", "redact"},
-    {"scenes", "losses", "advantages", "noise", "store", "record"},
+    {"records", "paths", "fingerprints", "host", "launch", "redact"},
+    {"scenes", "losses", "advantages", "noise", "store", "record", "estimate"},
     {"api", "compute", "models", "datasets", "benchmarks", "similarity"},
     {"samplers", "annotators"},
     {"modules", "loggers", "tables"},
     {"pipeline", "stages", "runs"},
     {"sweep"},
-    {"train", "sample", "evaluate", "table", "judge"},
+    {"train", "follow", "sample", "evaluate", "table", "judge", "data", "datacheck", "datafetch"},
     {"cli", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-KNOWS_HYDRA = {"pipeline", "stages", "sweep", "train", "sample", "evaluate", "table", "judge"}
+KNOWS_HYDRA = {"pipeline", "stages", "sweep", "train", "sample", "evaluate", "table", "judge", "datacheck"}
 
 
 def imports(path: Path) -> list[str]:

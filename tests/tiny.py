@@ -1,7 +1,8 @@
-"""Tiny random LLaVA models made on the spot: real classes, real processor, real tokenizer, nothing learned.
+"""Tiny random models made on the spot: real classes, real processor, real tokenizer, nothing learned.
 
-`make_tiny` writes a Hugging Face folder. The geometry is AnyRes with five pinpoints of 28-pixel tiles (16
-image tokens each), so images of different shape take different numbers of tokens.
+`make_tiny` writes a Hugging Face folder. LLaVA's geometry is AnyRes with five pinpoints of 28-pixel tiles (16
+image tokens each), so images of different shape take different numbers of tokens; the other
+families are in `tiny_families`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mllm_align.models.load import VICUNA_TEMPLATE
+import tiny_families
+from mllm_align.models.families import VICUNA_TEMPLATE
 from mllm_align.records import Example, Group, Preference, Response
+
+KINDS = ("llava", "llava_next", *tiny_families.SPECIAL)
 
 TILE, PATCH = 28, 7
 PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
@@ -53,20 +57,25 @@ class ArrayImage:
         return Image.fromarray(pixels)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a few merges: it spells any text."""
+def spell(special: list[str]) -> Tokenizer:
+    """Byte-level BPE with a few merges, and these special tokens first: it spells any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=SPECIAL,
+        vocab_size=len(special) + 315,
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """LLaVA's."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=spell(SPECIAL),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
@@ -75,7 +84,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_processor(kind: str) -> LlavaProcessor | LlavaNextProcessor:
+def make_processor(kind: str):
+    """A processor of any kind in `KINDS`."""
+    if kind in tiny_families.SPECIAL:
+        return tiny_families.make_processor(kind, spell)
     size = {"height": TILE, "width": TILE}
     shared = {
         "tokenizer": make_tokenizer(),
@@ -94,6 +106,8 @@ def make_model(kind: str, vocab_size: int, seed: int = 0):
     """Two decoder layers of width 32 with grouped-query attention; weights large enough that its answers
     differ.
     """
+    if kind in tiny_families.SPECIAL:
+        return tiny_families.seeded(kind, vocab_size, seed)
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
         hidden_size=16,
@@ -130,7 +144,7 @@ def make_model(kind: str, vocab_size: int, seed: int = 0):
 
 
 def make_tiny(kind: str = "llava_next", out_dir: str | Path = ".", seed: int = 0) -> Path:
-    """Write a tiny model folder (`kind` is llava_next or llava) and return its path."""
+    """Write a tiny model folder of a kind in `KINDS` and return its path."""
     folder = Path(out_dir)
     processor = make_processor(kind)
     make_model(kind, len(processor.tokenizer), seed).save_pretrained(folder)

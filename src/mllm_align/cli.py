@@ -11,6 +11,7 @@ COMMANDS = {
     "sample": "build a preference set and write it as Parquet",
     "judge": "measure an annotator's accuracy and position bias on held-out pairs",
     "evaluate": "run benchmarks on a base model or on an adapter",
+    "data": "look at a dataset before training on it (check), or download what a run needs (fetch)",
     "table": "compare finished runs, or render a table of the study: terminal, Markdown, LaTeX, CSV, a page",
 }
 

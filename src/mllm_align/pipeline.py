@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from mllm_align.launch import place
 from mllm_align.record import RunRecord, typical_seconds
 from mllm_align.store import Stage
 
@@ -85,6 +89,7 @@ def check(config: Config) -> None:
     check_dataset(config)
     check_annotator(config)
     check_logprobs(config)
+    check_trainer(config)
 
 
 def check_when(config: Config) -> None:
@@ -159,6 +164,23 @@ def check_logprobs(config: Config) -> None:
     if "logprobs" in method and method["logprobs"] not in ("sum", "mean"):
         raise ImpossibleCell(
             f"alignment.logprobs is {method['logprobs']!r}; choose sum (over a response's tokens) or mean"
+        )
+
+
+def check_trainer(config: Config) -> None:
+    """Several processes share every forward pass; those that split the model cannot write on their own."""
+    trainer, batch = config["trainer"], config["alignment"]["batch_size"]
+    processes = trainer["devices"] * trainer["nodes"]
+    if processes > batch:
+        raise ImpossibleCell(
+            f"trainer.devices={trainer['devices']} times trainer.nodes={trainer['nodes']} are {processes} processes, "
+            f"which share the alignment.batch_size={batch} prompts of a forward pass; choose "
+            f"alignment.batch_size={processes} or more, and a smaller alignment.accumulate for the same step"
+        )
+    if processes > 1 and trainer["strategy"] != "ddp" and config["sampler"]["when"] == "online":
+        raise ImpossibleCell(
+            f"trainer.strategy={trainer['strategy']} splits the model over processes, which then cannot draw responses "
+            "on their own inside a step; choose trainer=ddp, or sampler.when=offline where the method has that"
         )
 
 
@@ -239,7 +261,11 @@ def reward_model_stage(config: Config) -> Stage:
     """The annotator's reward model: trained once for all runs and seeds that ask it."""
     annotator = config["annotator"]
     spec = {
-        "base_model": {**weights(config), "lora": config["base_model"]["lora"]},
+        "base_model": {
+            **weights(config),
+            "lora": config["base_model"]["lora"],
+            **({"checkpointing": True} if config["base_model"].get("checkpointing") else {}),
+        },
         "settings": annotator["train"],
         "accelerator": config["trainer"]["accelerator"],
         "precision": config["trainer"]["precision"],
@@ -267,7 +293,9 @@ def with_judge(inputs: dict[str, Stage], judge: Stage | None) -> dict[str, Stage
 
 def weights(config: Config) -> Config:
     """What decides the weights of the starting policy."""
-    return {"path": config["base_model"]["path"], "dtype": config["base_model"]["dtype"]}
+    model = config["base_model"]
+    numbers = {"dtype": model["dtype"], **({"four_bit": True} if model.get("four_bit") else {})}
+    return {"path": model["path"], **numbers}
 
 
 def training_stage(config: Config, stages: Sequence[Stage]) -> Stage:
@@ -276,7 +304,7 @@ def training_stage(config: Config, stages: Sequence[Stage]) -> Stage:
     spec: dict[str, Any] = {"base_model": weights(config)}
     if config["alignment"]["module"] is not None:
         spec = {
-            "base_model": {name: model[name] for name in ("path", "dtype", "lora")},
+            "base_model": {**weights(config), "lora": model["lora"]},
             "alignment": config["alignment"],
             "sampler": config["sampler"],
             "annotator": config["annotator"],
@@ -287,8 +315,11 @@ def training_stage(config: Config, stages: Sequence[Stage]) -> Stage:
 
 
 def benchmark_specs(config: Config) -> dict[str, Config]:
-    """Name -> what builds it, of the chosen benchmarks."""
-    return dict(config["benchmark"]["tasks"] or {})
+    """Name -> what builds it, of the chosen benchmarks; a list of tasks is built by what `each` says (lmms_eval)."""
+    tasks = config["benchmark"]["tasks"] or {}
+    if isinstance(tasks, Mapping):
+        return dict(tasks)
+    return {f"lmms_eval_{task}": {**config["benchmark"]["each"], "task": task} for task in tasks}
 
 
 def benchmark_key(spec: Config, training: Stage) -> str:
@@ -317,12 +348,30 @@ def axes(config: Config) -> dict[str, str]:
     return names | {"world": str(config["world"]["name"])}
 
 
+def made(spec: Config) -> Any:
+    """What `spec` describes. An error of what is built comes as it is, and not wrapped by Hydra."""
+    try:
+        return instantiate(spec)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise
+
+
 # --- running -----------------------------------------------------------------------------------------------
 
 
 def run_cell(config: Config, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Run a cell, or find that it has run. -> the headline metrics of its benchmarks"""
+    """Run a cell, or find that it has run. -> the headline metrics of its benchmarks
+
+    Of the processes of a run (trainer=ddp) the first does that; the others take part in its training, and have none.
+    """
     cell = plan_cell(config)
+    if not place(config["trainer"]["devices"], config["trainer"]["nodes"]).leads:
+        from mllm_align import runs
+
+        runs.follow(cell)
+        return {}
     with RunRecord.open(
         cell.outputs,
         label=cell.label,

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mllm_align import launch
 from mllm_align.benchmarks import base as benchmarks
 from mllm_align.datasets.parquet import read_groups
 from mllm_align.models.load import Policy, add_lora
-from mllm_align.record import RunRecord, read_scalars
+from mllm_align.modules.parallel import SPLITTING
+from mllm_align.pipeline import benchmark_specs
+from mllm_align.record import RunRecord, read_record, read_scalars, run_folder
 from mllm_align.records import Group
 from mllm_align.stages import (
     FITTED,
@@ -26,6 +29,7 @@ from mllm_align.stages import (
     judge_of,
     load,
     made,
+    ready,
     set_threads,
 )
 from mllm_align.store import Store, write_json
@@ -37,7 +41,12 @@ Config = Mapping[str, Any]
 
 
 def run(cell: Cell, record: RunRecord, todo: Sequence[str]) -> None:
-    """Train (unless that is done), answer the benchmarks `todo`, write metrics; the logger mirrors the record."""
+    """Train (unless that is done), answer the benchmarks `todo`, write metrics; the logger mirrors the record.
+
+    Benchmarks that lack files say so before anything is trained.
+    """
+    for name in todo:
+        ready(benchmark_specs(cell.config)[name])
     set_threads(cell.config["trainer"]["threads"])
     with made(cell.config["logger"]["build"])(about(cell, record)) as logger:
         policy = trained_policy(cell, record, logger)
@@ -61,35 +70,63 @@ def trained_policy(cell: Cell, record: RunRecord, logger: Any) -> Policy:
 
 def train(cell: Cell, record: RunRecord, logger: Any) -> None:
     """Stages from the store, then the run's own training, from its checkpoint where there is one."""
-    from mllm_align.modules.fit import fit
-
-    config, method = cell.config, cell.config["alignment"]
-    store = Store(cell.outputs / "store")
+    trainer, store = cell.config["trainer"], Store(cell.outputs / "store")
     folders = {}
     for stage in cell.stages:
         with record.stage(stage.name):
             folders[stage.name] = store.get(stage)
-    data = folders.get("samples", folders["preferences"])
     note_reports(record, folders)
-    policy = load(config["base_model"], config["trainer"]["accelerator"])
-    policy = add_lora(policy, **config["base_model"]["lora"], seed=config["seed"])
-    module = build_module(config, policy, folders)
     scalars = Mirror(record, logger)
-    with record.stage("training"):
-        fit(
-            module,
-            training_groups(config, data),
-            record.folder,
-            **{name: method[name] for name in FITTED},
-            seed=config["seed"],
-            trainer=made(config["trainer"]),
-            scalars=scalars.log,
-            on_resume=scalars.open,
-            title=f"{cell.label} seed{cell.seed}",
-        )
+    here = launch.place(trainer["devices"], trainer["nodes"])
+    with record.stage("training"), launch.followers(here, trainer["devices"], cell.config):
+        module = fitted(cell, folders, record.folder, scalars=scalars.log, on_resume=scalars.open)
     scalars.close()
     if verdict := module.verdict(read_scalars(record.folder)) if hasattr(module, "verdict") else None:
         record.collapsed(verdict)
+
+
+def follow(cell: Cell) -> None:
+    """Take part in the training of a run that another process leads, if there is one to come."""
+    trainer = cell.config["trainer"]
+    here = launch.place(trainer["devices"], trainer["nodes"])
+    folder = run_folder(cell.outputs, cell.label, cell.seed)
+    done = (
+        read_record(folder).get("key") == cell.key and (folder / "adapter" / "adapter_config.json").is_file()
+    )
+    if cell.config["alignment"]["module"] is None or done:
+        return
+    set_threads(trainer["threads"])
+    if trainer["accelerator"] == "gpu":
+        import torch
+
+        torch.cuda.set_device(here.local_rank)
+    store = Store(cell.outputs / "store")
+    folders = {stage.name: store.get(stage) for stage in cell.stages}
+    with launch.followers(here, trainer["devices"], cell.config):
+        fitted(cell, folders, folder)
+
+
+def fitted(cell: Cell, folders: Mapping[str, Path], out: Path, **heard: Any) -> Any:
+    """The method's module, trained on what the stages made; `heard` are further arguments of `fit`."""
+    from mllm_align.modules.fit import fit
+
+    config = cell.config
+    # What is split over the processes afterwards need not fit one device before.
+    split = config["trainer"]["strategy"] in SPLITTING and config["trainer"]["devices"] > 1
+    policy = load(config["base_model"], "cpu" if split else config["trainer"]["accelerator"])
+    policy = add_lora(policy, **config["base_model"]["lora"], seed=config["seed"])
+    module = build_module(config, policy, folders)
+    fit(
+        module,
+        training_groups(config, folders.get("samples", folders["preferences"])),
+        out,
+        **{name: config["alignment"][name] for name in FITTED},
+        seed=config["seed"],
+        trainer=made(config["trainer"]),
+        title=f"{cell.label} seed{cell.seed}",
+        **heard,
+    )
+    return module
 
 
 def training_groups(config: Config, data: Path) -> Sequence[Group]:
@@ -138,7 +175,7 @@ class Mirror:
 
 
 def answer_benchmark(cell: Cell, record: RunRecord, policy: Policy, name: str) -> None:
-    spec = cell.config["benchmark"]["tasks"][name]
+    spec = benchmark_specs(cell.config)[name]
     out = record.folder / "predictions" / f"{name}.jsonl"
     metrics = answer(
         policy, spec, out, cell.config["base_model"]["batch_size"], Store(cell.outputs / "store")
@@ -160,7 +197,7 @@ def flat_metrics(record: RunRecord) -> dict[str, float]:
 def headline(cell: Cell, record: RunRecord) -> dict[str, float]:
     """The first metric that each benchmark shows."""
     metrics = read_metrics(record)
-    shown = {name: made(cell.config["benchmark"]["tasks"][name]).shown[0].name for name in cell.benchmarks}
+    shown = {name: made(benchmark_specs(cell.config)[name]).shown[0].name for name in cell.benchmarks}
     return {f"{name}/{metric}": metrics[name][metric] for name, metric in shown.items()}
 
 
@@ -173,11 +210,12 @@ def sample_rows(cell: Cell, record: RunRecord, number: int = 8) -> list[dict[str
     if not first:
         return []
     name = max(first, key=lambda name: sum(len(row["prediction"]) for row in first[name]))
-    benchmark = benchmark_of(cell.config["benchmark"]["tasks"][name], Store(cell.outputs / "store"))
+    benchmark = benchmark_of(benchmark_specs(cell.config)[name], Store(cell.outputs / "store"))
     images = {e.id: e.image for e in benchmark.examples()}
     return [
         {"image": images[row["id"]], "prompt": row["prompt"], "response": row["prediction"]}
         for row in first[name]
+        if row["id"] in images
     ]
 
 

@@ -9,14 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-
 from mllm_align.benchmarks import base as benchmarks
 from mllm_align.datasets.parquet import read_groups, write_groups
 from mllm_align.models.heads import REWARD_HEAD, has_head, load_head
 from mllm_align.models.load import Policy, add_lora, load_policy
-from mllm_align.pipeline import preferences_stage, reward_model_stage, trains_reward_model
+from mllm_align.pipeline import made, preferences_stage, reward_model_stage, trains_reward_model
 from mllm_align.records import Group
 from mllm_align.store import Store, write_json
 
@@ -33,16 +30,6 @@ STATISTICS = "reward.json"
 FITTED = ("epochs", "batch_size", "accumulate", "gradient_clip")
 
 
-def made(spec: Config) -> Any:
-    """What `spec` describes. An error of what is built comes as it is, and not wrapped by Hydra."""
-    try:
-        return instantiate(spec)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | OSError):
-            raise error.__cause__ from None
-        raise
-
-
 # --- stages of the store -----------------------------------------------------------------------------------
 
 
@@ -50,7 +37,7 @@ def preferences(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> N
     """A preference set as Parquet, with what its construction reports (rows skipped, say) beside it."""
     quiet_libraries()
     groups, report = build_dataset(config["build"])
-    write_groups(out / PAIRS, groups)
+    write_groups(out / PAIRS, groups, refer=True)
     write_json(out / "report.json", {"groups": len(groups), **report})
 
 
@@ -104,7 +91,7 @@ def samples(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
     drawn, report = draw_groups(
         policy, groups, config["seed"], config["sampler"], judge, made(config["draw"])
     )
-    write_groups(out / PAIRS, drawn)
+    write_groups(out / PAIRS, drawn, refer=True)
     write_json(out / "report.json", {"groups": len(drawn), **report})
 
 
@@ -196,6 +183,12 @@ def benchmark_of(spec: Config, store: Store) -> Any:
     return made({**spec, "folder": str(store.get(preferences_stage(spec["data"])))})
 
 
+def ready(spec: Config) -> None:
+    """Raises what a benchmark finds missing (questions, images, packages); one that needs nothing says nothing."""
+    if "data" not in spec and (check := getattr(made(spec), "ready", None)):
+        check()
+
+
 # --- annotators --------------------------------------------------------------------------------------------
 
 
@@ -231,7 +224,14 @@ def load(spec: Config, accelerator: str, adapter: Path | str | None = None) -> P
     With an adapter also the reward head, where its folder has one.
     """
     quiet_libraries()
-    policy = load_policy(spec["path"], dtype=spec["dtype"], device=device(accelerator), adapter=adapter)
+    policy = load_policy(
+        spec["path"],
+        dtype=spec["dtype"],
+        device=device(accelerator),
+        adapter=adapter,
+        four_bit=spec.get("four_bit", False),
+        checkpointing=spec.get("checkpointing", False),
+    )
     folder = Path(adapter) if adapter else None
     return load_head(policy, REWARD_HEAD, folder) if folder and has_head(folder, REWARD_HEAD) else policy
 

@@ -109,9 +109,14 @@ def _study(config: dict[str, Any]) -> None:
         "csv": render_study.render_csv,
     }
     for suffix, render in renderers.items():
-        file = outputs / "tables" / spec.name / f"table.{suffix}"
+        file = outputs / "tables" / folder_name(spec.name, config["world"]["name"]) / f"table.{suffix}"
         write_text(file, render(table))
         print(file)
+
+
+def folder_name(table: str, world: str) -> str:
+    """Where a table is rendered: tables of the scenes world have no suffix."""
+    return table if world == "scenes" else f"{table}-{world}"
 
 
 def sweep_runs(spec: TableSpec, config: Mapping[str, Any]) -> Found:
@@ -164,7 +169,13 @@ def planned_runs(spec: TableSpec, config: Mapping[str, Any]) -> Found:
 
 def row_cells(row: RowSpec, config: Mapping[str, Any]) -> list[Cell]:
     """The row's cells for the seeds asked for; without any, for those that have been started (at least one cell)."""
-    given = [f"outputs={json.dumps(config['outputs'])}", *row.overrides, *shlex.split(config["overrides"])]
+    world = f"world={config['world']['name']}"
+    given = [
+        f"outputs={json.dumps(config['outputs'])}",
+        world,
+        *row.overrides,
+        *shlex.split(config["overrides"]),
+    ]
     first = _cell(given)
     if config["seeds"] is None:
         started = (first.outputs / "runs" / first.label).glob(f"seed*/{RECORD}")

@@ -45,8 +45,14 @@ def _main(cfg: DictConfig) -> None:
 
 
 def _run(config: dict[str, Any], overrides: list[str]) -> None:
+    from mllm_align.launch import place
     from mllm_align.pipeline import plan_cell, run_cell
 
+    if config["estimate"]:
+        from mllm_align.estimate.run import tell
+
+        tell(" ".join(overrides) or "the default cell", config)
+        return
     cell = plan_cell(config)
     if config["plan"]:
         from rich.console import Console
@@ -65,6 +71,8 @@ def _run(config: dict[str, Any], overrides: list[str]) -> None:
         )
         return
     headline = run_cell(config, overrides)
+    if not place(config["trainer"]["devices"], config["trainer"]["nodes"]).leads:
+        return
     print(
         f"{cell.label} seed{cell.seed}: "
         + "  ".join(f"{name} {value:.4g}" for name, value in headline.items())

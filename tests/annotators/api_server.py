@@ -78,12 +78,12 @@ def listed(odds: float) -> dict[str, Any]:
 
 
 def text_of(body: dict[str, Any]) -> str:
-    content = body["messages"][0]["content"]
+    content = body["messages"][-1]["content"]  # a system message may stand before it
     return content if isinstance(content, str) else content[1]["text"]
 
 
 def image_of(body: dict[str, Any]) -> Image.Image:
-    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    url = body["messages"][-1]["content"][0]["image_url"]["url"]
     kind, _, data = url.partition(";base64,")
     image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
     image.load()

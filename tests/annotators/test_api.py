@@ -554,8 +554,34 @@ def test_a_question_without_an_image_is_text_alone(tmp_path) -> None:
             settings={},
             terms=Terms(str(tmp_path), api_key_env="TEST_API_KEY"),
         )
-        assert client.ask([Question("yes"), Question("no")]) == [Reply("YES"), Reply("NO")]
+        replies = client.ask([Question("yes"), Question("no")])
+    assert replies == [Reply("YES", model="m"), Reply("NO", model="m")]
     assert sorted(body["messages"][0]["content"] for body in endpoint.bodies) == ["no", "yes"]
+
+
+def test_a_question_may_have_a_system_message_settings_and_draws_of_its_own(tmp_path) -> None:
+    with serving(lambda text: text.upper()) as endpoint:
+        client = Client(
+            base_url=endpoint.url,
+            model="m",
+            settings={"temperature": 0, "max_tokens": 3},
+            terms=Terms(str(tmp_path), api_key_env="TEST_API_KEY", concurrency=1),
+        )
+        asked = [
+            Question("a", system="Be fair."),
+            Question("b", role="system", settings={"temperature": 0.5}),
+            Question("c"),
+            Question("c", draw=1),
+            Question("c", draw=1),
+        ]
+        replies = client.ask(asked)
+    # The second draw of "c" is asked anew, the repetition of it is not.
+    assert [reply.text for reply in replies] == ["A", "B", "C", "C", "C"]
+    assert len(endpoint.bodies) == 4
+    assert [m["role"] for m in endpoint.bodies[0]["messages"]] == ["system", "user"]
+    assert [m["role"] for m in endpoint.bodies[1]["messages"]] == ["system"]
+    assert [body["temperature"] for body in endpoint.bodies] == [0, 0.5, 0, 0]
+    assert {body["max_tokens"] for body in endpoint.bodies} == {3}
 
 
 def test_a_model_has_to_be_named(tmp_path) -> None:

@@ -23,8 +23,9 @@ from mllm_align.compute.corrupted import (
     image_tokens,
     prepare,
 )
-from mllm_align.compute.decoding import generate
-from mllm_align.compute.pieces import lm_head
+from mllm_align.compute.decoding import generate, stop_tokens
+from mllm_align.compute.pieces import language_model, lm_head
+from mllm_align.models.families import of_model, unwrap
 from mllm_align.models.load import Policy, add_lora, prompt_text
 from mllm_align.records import Example
 from mllm_align.samplers.sentences import cut, spell
@@ -47,10 +48,12 @@ class Plain:
         self.inputs = dict(policy.processor(images=example.image.load(), text=text, return_tensors="pt"))
         self.prompt = self.inputs.pop("input_ids")[0]
         del self.inputs["attention_mask"]
+        self.inputs.pop("mm_token_type_ids", None)
         image = policy.processor.tokenizer.convert_tokens_to_ids(policy.processor.image_token)
+        self.image = self.prompt == image
         self.seen = torch.ones(len(self.prompt), dtype=torch.bool)
         if visible is not None:
-            self.seen[self.prompt == image] = torch.from_numpy(visible)
+            self.seen[self.image] = torch.from_numpy(visible)
         self.positions = positions
 
     @torch.no_grad()
@@ -62,11 +65,20 @@ class Plain:
         looks = torch.ones(length, length, dtype=torch.bool).tril() & seen
         looks |= torch.eye(length, dtype=torch.bool)  # a row without any key would be NaN
         mask = torch.zeros(length, length).masked_fill(~looks, float("-inf"))[None, None]
-        places = torch.arange(length) if self.positions == "keep" else (seen.cumsum(0) - 1).clamp(min=0)
+        places = (seen.cumsum(0) - 1).clamp(min=0)[None] if self.positions != "keep" else self.kept(ids)
         output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=places[None], use_cache=False, **self.inputs
+            input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False, **self.inputs
         )
         return output.logits[0].float()
+
+    def kept(self, ids: torch.Tensor) -> torch.Tensor:
+        """Position ids of the whole sequence: (1, L), or (3, 1, L) where transformers computes three axes."""
+        if not hasattr(unwrap(self.model).model, "get_rope_index"):
+            return torch.arange(ids.shape[1])[None]
+        types = torch.zeros_like(ids)
+        types[0, : len(self.image)] = self.image.long()
+        grid = self.inputs["image_grid_thw"]
+        return unwrap(self.model).model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grid)[0]
 
     def greedy(self, prefix: list[int], stops: tuple[int, ...], length: int = LENGTH) -> tuple[int, ...]:
         found: list[int] = []
@@ -85,8 +97,9 @@ def mask_of(tokens: int, rho_th: float, seed: int) -> np.ndarray:
 
 
 def stop_of(twin: Policy, examples: list[Example]) -> tuple[int, ...]:
-    """The end token and one that a model without training does say: some sentences end early by it."""
-    return (*STOPS, Plain(twin, examples[0], None, "keep").greedy([], STOPS, 4)[-1])
+    """The end token and some that a model without training does say: some sentences end early by them."""
+    plain = Plain(twin, examples[0], None, "keep")
+    return (*STOPS, *(plain.greedy(list(prefix), STOPS, 4)[-1] for prefix in ((), REFERENCE[:4])))
 
 
 def attempts_of(prepared, rho_th: float) -> list[Attempt]:
@@ -180,7 +193,7 @@ def test_whole_answers_are_those_of_the_plain_way(tiny_policy, rho_th, positions
     options = {"seed": 0, "max_new_tokens": LENGTH, "positions": positions}
     have = answer(tiny_policy, prepared, range(3), visible=visible, **options)
     twins = [Plain(twin, e, seen, positions) for e, seen in zip(examples, visible, strict=True)]
-    assert have == [plain.greedy([], STOPS) for plain in twins]
+    assert have == [plain.greedy([], stop_tokens(tiny_policy)) for plain in twins]
 
 
 def test_forced_argmax_is_one_plain_pass(tiny_policy) -> None:
@@ -213,6 +226,20 @@ def test_the_logits_are_the_plain_ones(tiny_policy, rho_th, positions) -> None:
         assert (seen[step] - want).abs().max() < 1e-4
 
 
+def test_prompts_may_be_read_some_at_a_time(tiny_policy, monkeypatch) -> None:
+    prepared = prepare(tiny_policy, make_examples(5))
+    attempts = attempts_of(prepared, 0.5)
+    options = {"stops": STOPS, "seed": 0, "max_new_tokens": LENGTH}
+    whole = complete(tiny_policy, prepared, attempts, **options)
+    passes: list[int] = []
+    language_model(tiny_policy.model).layers[0].register_forward_hook(
+        lambda _, args, __: passes.append(len(args[0]))
+    )
+    monkeypatch.setattr("mllm_align.compute.corrupted.TOKENS_AT_ONCE", 1)
+    assert complete(tiny_policy, prepared, attempts, **options) == whole
+    assert passes[:5] == [1] * 5
+
+
 def test_no_mask_is_the_mask_that_hides_nothing(tiny_policy) -> None:
     prepared = prepare(tiny_policy, make_examples(3))
     shown = attempts_of(prepared, 0.0)
@@ -229,9 +256,10 @@ def test_hidden_image_tokens_are_not_computed_and_images_only_once(tiny_policy) 
     image = ArrayImage("shared", 60, 40)
     examples = [Example(f"q{i}", image, "Is it red?") for i in range(2)]
     tower, widths = [], []
-    llava = tiny_policy.model.model
-    llava.vision_tower.register_forward_hook(lambda *_: tower.append(1))
-    llava.language_model.layers[0].register_forward_hook(lambda _, args, __: widths.append(args[0].shape))
+    inner, family = tiny_policy.model.model, of_model(tiny_policy.model)
+    getattr(inner, family.vision[0]).register_forward_hook(lambda *_: tower.append(1))
+    layer = getattr(inner, family.decoder).layers[0]
+    layer.register_forward_hook(lambda _, args, __: widths.append(args[0].shape))
     prepared = prepare(tiny_policy, examples)
     assert len(prepared.features) == 1
     tokens = image_tokens(prepared)[0]

@@ -7,10 +7,11 @@ import collections
 import pytest
 import torch
 
-from mllm_align.compute.decoding import first_token_logprobs, generate, pick
+from mllm_align.compute.decoding import first_token_logprobs, generate, pick, stop_tokens
 from mllm_align.compute.logprobs import response_logprobs
 from mllm_align.compute.packing import collate
-from mllm_align.models.load import add_lora, prompt_text, reference
+from mllm_align.models.families import of_model
+from mllm_align.models.load import add_lora, answer_lead, prompt_text, reference
 from mllm_align.records import Example, Group, Response
 from tiny import ArrayImage, make_examples
 
@@ -31,7 +32,8 @@ def hf_greedy(policy, example, length):
 def test_greedy_is_transformers_generate(tiny_policy, batch_size):
     examples = make_examples(7)
     # A random model seldom says its end token, so a token that it does say ends its answers too.
-    tiny_policy.model.generation_config.eos_token_id = [2, hf_greedy(tiny_policy, examples[0], 8)[-1]]
+    own = hf_greedy(tiny_policy, examples[0], 8)[-1]
+    tiny_policy.model.generation_config.eos_token_id = [*stop_tokens(tiny_policy), own]
     want = [hf_greedy(tiny_policy, e, 40) for e in examples]
     assert len({len(w) for w in want}) > 1, "no answer ended by itself: the test would not see the stop rule"
     have = generate(tiny_policy, examples, k=2, max_new_tokens=40, temperature=0, batch_size=batch_size)
@@ -69,7 +71,11 @@ def test_examples_that_share_an_image_are_the_same_together_and_alone(tiny_polic
         Example(f"q{i}", image, p) for i, p in enumerate(["Is it red?", "What?", "How many cups are there?"])
     ]
     calls = []
-    tiny_policy.model.model.vision_tower.register_forward_hook(lambda _, args, __: calls.append(len(args[0])))
+    tower = getattr(tiny_policy.model.model, of_model(tiny_policy.model).vision[0])
+    tower.register_forward_hook(
+        lambda _, args, named, __: calls.append(len(args[0] if args else named["pixel_values"])),
+        with_kwargs=True,
+    )
     together = tokens(generate(tiny_policy, examples, max_new_tokens=10))
     tiles = calls.copy()
     alone = [tokens(generate(tiny_policy, [e], max_new_tokens=10))[0] for e in examples]
@@ -156,7 +162,10 @@ def test_first_token_logprobs(tiny_policy):
 
 
 def first_tokens(processor):
-    return [processor.tokenizer(f" {a}", add_special_tokens=False)["input_ids"][0] for a in ("yes", "no")]
+    return [
+        processor.tokenizer(answer_lead(processor) + a, add_special_tokens=False)["input_ids"][0]
+        for a in ("yes", "no")
+    ]
 
 
 @pytest.mark.parametrize("setting", [{"k": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}])

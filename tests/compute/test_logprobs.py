@@ -13,6 +13,7 @@ from mllm_align.compute.attention import NAME
 from mllm_align.compute.logprobs import response_logprobs, token_logprobs
 from mllm_align.compute.packing import collate
 from mllm_align.compute.pieces import image_features, language_model
+from mllm_align.models.families import of_model
 from mllm_align.models.load import add_lora
 from mllm_align.records import Example, Group, Response
 from tiny import ArrayImage, make_groups
@@ -32,6 +33,11 @@ def gradients(model, values, weights):
     model.zero_grad()
     sum((v * w).sum() for v, w in zip(values, weights, strict=True)).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def tower(policy):
+    """The module that sees the pixels."""
+    return getattr(policy.model.model, of_model(policy.model).vision[0])
 
 
 def weights_for(values):
@@ -126,7 +132,7 @@ def test_given_image_features_spare_the_vision_tower(tiny_policy):
     features = image_features(tiny_policy.model, batch)
     want = response_logprobs(tiny_policy.model, batch)
     calls = []
-    tiny_policy.model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    tower(tiny_policy).register_forward_hook(lambda *_: calls.append(1))
     have = response_logprobs(tiny_policy.model, batch, image_features=features)
     assert torch.equal(have, want)
     assert not calls

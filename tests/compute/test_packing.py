@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from plain import whole_text
 
-from mllm_align.compute.packing import collate, encode_prompts, predictors, response_tokens
-from mllm_align.models.load import prompt_text
+from mllm_align.compute.packing import (
+    answer_starts,
+    collate,
+    encode_prompts,
+    predictors,
+    response_tokens,
+)
 from mllm_align.records import Example, Group, Preference, Response
-from tiny import ArrayImage, make_examples, make_groups, make_processor
+from tiny import KINDS, ArrayImage, make_examples, make_groups, make_model, make_processor
 
 
-@pytest.fixture(scope="module", params=["llava", "llava_next"])
+@pytest.fixture(scope="module", params=KINDS)
 def processor(request):
     return make_processor(request.param)
 
@@ -26,7 +34,7 @@ def test_tokens_are_those_of_the_whole_text(processor):
     batch = collate(groups, processor)
     for row, group in enumerate(groups):
         for i, response in enumerate(group.responses):
-            text = f"{prompt_text(processor, group.example.prompt)} {response.text}</s>"
+            text = whole_text(processor, group.example.prompt, response.text)
             whole = processor(images=group.example.image.load(), text=text, return_tensors="pt")
             ours = torch.cat(
                 [
@@ -41,11 +49,40 @@ def test_pixels_are_the_processors(processor):
     examples = make_examples(4)
     prompts = encode_prompts(examples, processor)
     want = processor(
-        images=[e.image.load() for e in examples], text=["<image>"] * 4, return_tensors="pt", padding=True
+        images=[[e.image.load()] for e in examples],
+        text=[processor.image_token] * 4,
+        return_tensors="pt",
+        padding=True,
+    )["pixel_values"]
+    have = prompts.pixel_values
+    if have.shape != want.shape:  # patches or tiles of all images in a row; no real one is all zeros
+        have = have.flatten(0, 1)
+        have = have[have.flatten(1).any(1)]
+    assert torch.equal(have, want)
+    sizes = {
+        "LlavaProcessor": None,
+        "LlavaNextProcessor": [[32, 48], [84, 28], [56, 56], [30, 90]],
+        "Qwen2_5_VLProcessor": [[1, 4, 6], [1, 12, 4], [1, 8, 8], [1, 4, 12]],
+        "Idefics3Processor": None,
+        "InternVLProcessor": [[3], [4], [5], [4]],
+    }[type(processor).__name__]
+    assert (None if prompts.image_sizes is None else prompts.image_sizes.tolist()) == sizes
+
+
+def test_three_axes_of_positions_are_those_of_transformers():
+    processor = make_processor("qwen2_5_vl")
+    model = make_model("qwen2_5_vl", len(processor.tokenizer)).model
+    prompts = encode_prompts(make_examples(4), processor)
+    want, deltas = model.get_rope_index(
+        prompts.prompt_ids,
+        mm_token_type_ids=(prompts.prompt_ids == processor.image_token_id).int(),
+        image_grid_thw=prompts.image_sizes,
+        attention_mask=prompts.prompt_mask,
     )
-    assert torch.equal(prompts.pixel_values, want["pixel_values"])
-    if prompts.image_sizes is not None:
-        assert prompts.image_sizes.tolist() == [[32, 48], [84, 28], [56, 56], [30, 90]]
+    real = prompts.prompt_mask[:, None].expand(-1, 3, -1)
+    assert torch.equal(prompts.positions[real], want.transpose(0, 1)[real])
+    lengths = prompts.prompt_mask.sum(1)
+    assert answer_starts(prompts).tolist() == (lengths + deltas.squeeze(1)).tolist()
 
 
 def test_anyres_shapes_take_different_numbers_of_tokens():
@@ -63,8 +100,14 @@ def test_sampled_tokens_are_used_as_they_are(processor):
 
 def test_answers_end_with_the_end_token(processor):
     (ids,) = response_tokens(["no"], processor)
-    assert ids[-1] == processor.tokenizer.eos_token_id
-    assert processor.tokenizer.decode(ids[:-1]) == " no"
+    want = {
+        "LlavaProcessor": " no</s>",
+        "LlavaNextProcessor": " no</s>",
+        "Qwen2_5_VLProcessor": "no<|im_end|>",
+        "Idefics3Processor": " no<end_of_utterance>",
+        "InternVLProcessor": "no<|im_end|>",
+    }
+    assert processor.tokenizer.decode(ids) == want[type(processor).__name__]
 
 
 def test_chatml_answers_have_no_leading_space():
@@ -104,8 +147,6 @@ def test_predictors_by_hand(processor):
     """Two prompts of 3 and 2 tokens in 3 slots, two responses of up to 3 tokens: each takes 2 slots after
     the prompt's 3.
     """
-    from dataclasses import replace
-
     batch = collate(
         [Group(example(), (Response("a", token_ids=(5, 6, 7)), Response("b", token_ids=(8,))))] * 2, processor
     )
@@ -143,21 +184,22 @@ def test_prompt_without_room_is_refused(processor):
 
 
 @pytest.mark.parametrize(
-    ("group", "message"),
+    ("prompt", "responses", "message"),
     [
+        ("see IMAGE here", [Response("a")], "example bad: .*contains the image token"),
         (
-            Group(example("see <image> here", "bad"), (Response("a"),)),
-            "example bad: .*contains the image token",
-        ),
-        (
-            Group(example(name="bad"), (Response("fine"), Response("an <image>"))),
+            "Is it red?",
+            [Response("fine"), Response("an IMAGE")],
             "example bad: response 1 contains the image",
         ),
-        (Group(example(name="bad"), (Response("x", token_ids=()),)), "example bad: response 0 is empty"),
-        (Group(example(name="bad"), ()), "example bad: the group has no responses"),
+        ("Is it red?", [Response("x", token_ids=())], "example bad: response 0 is empty"),
+        ("Is it red?", [], "example bad: the group has no responses"),
     ],
 )
-def test_bad_rows_are_named(processor, group, message):
+def test_bad_rows_are_named(processor, prompt, responses, message):
+    token = processor.image_token
+    texts = tuple(replace(r, text=r.text.replace("IMAGE", token)) for r in responses)
+    group = Group(example(prompt.replace("IMAGE", token), "bad"), texts)
     with pytest.raises(ValueError, match=message):
         collate([make_groups(1)[0], group], processor)
 

@@ -9,8 +9,8 @@ import torch
 
 from mllm_align.compute.logprobs import response_logprobs
 from mllm_align.compute.packing import collate
+from mllm_align.models.families import VICUNA_TEMPLATE, of_model
 from mllm_align.models.load import (
-    VICUNA_TEMPLATE,
     add_lora,
     answer_lead,
     load_policy,
@@ -19,7 +19,19 @@ from mllm_align.models.load import (
     reference,
     resolve,
 )
-from tiny import make_groups, make_tiny
+from tiny import KINDS, make_groups, make_tiny
+
+
+@pytest.fixture(scope="module")
+def family_folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    return {kind: make_tiny(kind, root / kind) for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def tiny_folder(request, family_folders):
+    """The tiny model of each family in turn."""
+    return family_folders[request.param]
 
 
 def scores(policy, model=None):
@@ -57,7 +69,8 @@ def test_projector_alone_is_part_of_the_adapter(tiny_folder):
     for group in parameter_groups(policy, 1.0):
         if group["name"].startswith("projector"):
             for parameter in group["params"]:
-                parameter.data.add_(0.1)
+                # Not the same for all: features that come out of a layer norm have sum 0.
+                parameter.data.add_(torch.linspace(-0.2, 0.3, parameter.numel()).view_as(parameter))
     assert not torch.allclose(scores(policy), base, atol=1e-3)
     with reference(policy) as model:
         assert torch.equal(scores(policy, model), base)
@@ -88,8 +101,11 @@ def test_only_language_layers_and_projector_are_trained(tiny_folder):
     policy = add_lora(load_policy(tiny_folder), 4, 8)
     trained = [n for n, p in policy.model.named_parameters() if p.requires_grad]
     assert trained
-    assert all("language_model" in n or "multi_modal_projector.modules_to_save" in n for n in trained)
-    assert not any("lm_head" in n or "vision_tower" in n for n in trained)
+    family = of_model(policy.model)
+    projector = f"{family.projector}.modules_to_save"
+    assert any(projector in n for n in trained)
+    assert all(family.decoder in n or projector in n for n in trained)
+    assert not any("lm_head" in n or (family.vision[0] in n and projector not in n) for n in trained)
     for leaf in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
         assert sum(leaf in n for n in trained) == 4  # A and B in two layers
     frozen = add_lora(load_policy(tiny_folder), 4, 8, target_modules=["q_proj"], train_projector=False)
@@ -125,9 +141,11 @@ def test_parameter_groups(tiny_folder):
     policy = add_lora(load_policy(tiny_folder), 4, 8)
     groups = {g["name"]: g for g in parameter_groups(policy, 1e-3, 1e-5, weight_decay=0.1)}
     assert groups["adapter"]["lr"] == 1e-3
-    assert groups["projector"]["lr"] == groups["projector_no_decay"]["lr"] == 1e-5
+    assert groups["projector"]["lr"] == 1e-5
     assert groups["projector"]["weight_decay"] == 0.1
-    assert groups["projector_no_decay"]["weight_decay"] == 0.0
+    if of_model(policy.model).decoder == "language_model":  # Idefics3's projector is one matrix
+        assert groups["projector_no_decay"]["lr"] == 1e-5
+        assert groups["projector_no_decay"]["weight_decay"] == 0.0
     have = sum(len(g["params"]) for g in groups.values())
     assert have == sum(p.requires_grad for p in policy.model.parameters())
     with pytest.raises(ValueError, match="nothing is trained"):
@@ -140,8 +158,9 @@ def load_policy_frozen(folder):
     return policy
 
 
-def test_prompt_format(tiny_folder):
-    policy = load_policy(tiny_folder)
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+def test_prompt_format(kind, family_folders):
+    policy = load_policy(family_folders[kind])
     assert prompt_text(policy, "What is it?") == "USER: <image>\nWhat is it? ASSISTANT:"
     assert answer_lead(policy.processor) == " "
     with pytest.raises(ValueError, match="contains the image token"):
@@ -155,6 +174,55 @@ def test_folder_without_a_chat_template_gets_vicunas(kind, tmp_path):
     policy = load_policy(folder)
     assert policy.processor.chat_template == VICUNA_TEMPLATE
     assert prompt_text(policy, "Hi?") == "USER: <image>\nHi? ASSISTANT:"
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "idefics3", "internvl"])
+def test_folder_of_a_family_without_a_template_of_its_own_is_refused(kind, tmp_path):
+    folder = make_tiny(kind, tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no chat template. Copy chat_template\.jinja"):
+        load_policy(folder)
+
+
+def test_what_is_trained_is_float32_and_runs_outside_autocast(tiny_folder, tmp_path):
+    """In bfloat16 a step of 1e-6 would change nothing."""
+    policy = add_lora(load_policy(tiny_folder, dtype="bfloat16"), 4, 8)
+    trained = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    optimizer = torch.optim.AdamW(parameter_groups(policy, 1e-6, 1e-6))
+    response_logprobs(policy.model, collate(make_groups(3), policy.processor)).mean().backward()
+    optimizer.step()
+    still = [n for n, p in trained.items() if p.grad.abs().max() > 0 and torch.equal(p, before[n])]
+    assert not still
+    assert any(of_model(policy.model).projector in n for n in trained)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(scores(policy)).all()
+    with reference(policy) as model:
+        assert torch.isfinite(scores(policy, model)).all()
+    policy.model.save_pretrained(tmp_path)
+    again = load_policy(tiny_folder, dtype="bfloat16", adapter=tmp_path)
+    torch.testing.assert_close(scores(again), scores(policy), atol=0.5, rtol=0.02)
+
+
+def test_checkpointing_gives_the_same_gradients(tiny_folder):
+    def gradients(**options):
+        policy = add_lora(load_policy(tiny_folder, **options), 4, 8)
+        policy.model.train()
+        assert policy.model.is_gradient_checkpointing == options.get("checkpointing", False)
+        response_logprobs(policy.model, collate(make_groups(2), policy.processor)).sum().backward()
+        return {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}
+
+    plain, again = gradients(), gradients(checkpointing=True)
+    assert plain.keys() == again.keys()
+    assert all(torch.allclose(plain[n], again[n], atol=1e-6) for n in plain)
+
+
+def test_sliding_windows_are_refused(tmp_path):
+    policy = load_policy(make_tiny("internvl", tmp_path))
+    policy.model.model.language_model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match="full_attention, sliding_attention; a shared prompt needs full"):
+        scores(policy)
 
 
 def test_name_and_dtype(tiny_folder):
@@ -183,7 +251,9 @@ def test_missing_folder(tmp_path):
 
 def test_other_architecture(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match=r"model_type is 'gpt2'. Supported: LLaVA-1.5 .* LLaVA-NeXT"):
+    with pytest.raises(
+        ValueError, match=r"config.json: model_type is 'gpt2'. Supported: LLaVA-1.5 .* Qwen2.5-VL"
+    ):
         load_policy(tmp_path)
 
 

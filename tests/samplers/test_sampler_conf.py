@@ -47,5 +47,5 @@ def test_the_embedding_brings_its_bound() -> None:
 def test_every_key_has_a_sentence_above_it(path) -> None:
     lines = path.read_text().splitlines()
     for before, line in pairwise(lines):
-        plain = line.strip().startswith(("#", "_", "similarity:"))
+        plain = line.strip().startswith(("#", "_", "-", "defaults:", "similarity:"))
         assert plain or before.strip().startswith("#"), f"{path.name}: {line}"

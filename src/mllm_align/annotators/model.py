@@ -74,7 +74,12 @@ def other(
     pairs: Pairs = best_worst,
     batch_size: int = 32,
     dtype: str = "float32",
+    four_bit: bool = False,
 ) -> ModelAnnotator:
-    """Another model judges, usually a larger one, loaded from `path` onto the policy's device."""
-    judge = load_policy(path, dtype=dtype, device=str(next(policy.model.parameters()).device))
+    """Another model judges, usually a larger one, loaded from `path` onto the policy's device.
+
+    With `four_bit` its language model's matrices are stored in 4 bits.
+    """
+    device = str(next(policy.model.parameters()).device)
+    judge = load_policy(path, dtype=dtype, device=device, four_bit=four_bit)
     return ModelAnnotator(judge, template, pairs, batch_size=batch_size)

@@ -47,11 +47,19 @@ class ApiError(RuntimeError):
 
 @dataclass(frozen=True)
 class Question:
-    """One turn of a user: a text and, if given, an image before it. `name` is for messages only."""
+    """One turn of a user: a text and, if given, an image before it. `name` is for messages only.
+
+    `role` is whose turn it is, `system` a system message before it, `settings` overrule the Client's for this
+    question, and `draw` tells apart questions that are asked again to get another answer (the cache holds each).
+    """
 
     text: str
     image: ImageRef | None = None
     name: str = ""
+    role: str = "user"
+    system: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,15 @@ class Token:
 
 @dataclass(frozen=True)
 class Reply:
-    """`tokens` is None where the endpoint gave no log-probabilities; `refused` by a filter of contents."""
+    """`tokens` is None where the endpoint gave no log-probabilities; `refused` by a filter of contents.
+
+    `model` is the version that answered, as the endpoint names it.
+    """
 
     text: str
     tokens: tuple[Token, ...] | None = None
     refused: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,8 +203,9 @@ class Client:
         return {
             "endpoint": plain_url(self.base_url),
             "model": self.model,
-            "settings": self.settings,
-            "messages": messages(question.text, seen),
+            "settings": {**self.settings, **question.settings},
+            "messages": messages(question, seen),
+            **({"draw": question.draw} if question.draw else {}),
         }
 
     def _known(self, key: str) -> Reply | None:
@@ -224,7 +237,9 @@ class Client:
         problem, completion = "", None
         try:
             completion = self._client.chat.completions.create(
-                model=self.model, messages=messages(question.text, url), extra_body=self.settings
+                model=self.model,
+                messages=messages(question, url),
+                extra_body={**self.settings, **question.settings},
             )
         except self._openai.OpenAIError as error:
             if getattr(error, "code", None) in CONTENT_REFUSED:
@@ -272,12 +287,13 @@ class Client:
 # --- what goes out and comes back --------------------------------------------------------------------------
 
 
-def messages(text: str, image_url: str | None) -> list[dict[str, Any]]:
-    """A user's turn: the text alone, or the image and then the text."""
+def messages(question: Question, image_url: str | None) -> list[dict[str, Any]]:
+    """The system message if there is one, and a turn: the text alone, or the image and then the text."""
+    first = [] if question.system is None else [{"role": "system", "content": question.system}]
     if image_url is None:
-        return [{"role": "user", "content": text}]
+        return [*first, {"role": question.role, "content": question.text}]
     image = {"type": "image_url", "image_url": {"url": image_url}}
-    return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
+    return [*first, {"role": question.role, "content": [image, {"type": "text", "text": question.text}]}]
 
 
 def data_url(image: Image, image_format: str) -> str:
@@ -305,7 +321,7 @@ def reply_of(completion: Any) -> Reply:
             Token(t.token, t.logprob, tuple((o.token, o.logprob) for o in t.top_logprobs or ()))
             for t in listed
         )
-    return Reply(choice.message.content or "", tokens)
+    return Reply(choice.message.content or "", tokens, model=getattr(completion, "model", None))
 
 
 def reply_from(entry: Mapping[str, Any]) -> Reply:
@@ -313,7 +329,7 @@ def reply_from(entry: Mapping[str, Any]) -> Reply:
     tokens = entry["tokens"]
     if tokens is not None:
         tokens = tuple(Token(t["text"], t["logprob"], tuple((o, p) for o, p in t["top"])) for t in tokens)
-    return Reply(entry["text"], tokens, entry["refused"])
+    return Reply(entry["text"], tokens, entry["refused"], entry.get("model"))
 
 
 def usage_of(completion: Any) -> Usage | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mllm_align.benchmarks.stats import Array, Counts
 from mllm_align.records import Example
-from mllm_align.store import write_text
+from mllm_align.store import write_json, write_text
 
 if TYPE_CHECKING:
     from mllm_align.models.load import Policy
@@ -82,32 +82,41 @@ def run(policy: Policy, benchmark: Benchmark, out: Path, batch_size: int = 32) -
     """
     answer = getattr(benchmark, "answer", None)
     rows = answer(policy, batch_size) if answer else written(policy, benchmark, batch_size)
+    return finish(benchmark, rows, out)
+
+
+def finish(
+    benchmark: Benchmark, rows: list[dict[str, Any]], out: Path, told: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Writes the answers, and again with what the benchmark's own `finish` adds to them (judgements, say).
+
+    A benchmark with a `result` tells of rule, official figures and judge; that is written beside them as .json, with
+    `told` in it.
+    """
     write_jsonl(rows, out)
+    if add := getattr(benchmark, "finish", None):
+        rows = add(rows)
+        write_jsonl(rows, out)
+    if tell := getattr(benchmark, "result", None):
+        write_json(out.with_suffix(".json"), {**tell(rows), **(told or {})})
     return rows
 
 
 def written(policy: Policy, benchmark: Benchmark, batch_size: int) -> list[dict[str, Any]]:
-    """The prediction rows of greedy answers."""
-    from mllm_align.compute.decoding import generate
+    """The prediction rows of greedy answers; questions about one image share its prefill."""
+    from mllm_align.compute.shared import answers
 
     examples = benchmark.examples()
-    answers = generate(
-        policy,
-        examples,
-        k=1,
-        max_new_tokens=benchmark.max_new_tokens,
-        temperature=0.0,
-        batch_size=batch_size,
-    )
+    responses = answers(policy, examples, max_new_tokens=benchmark.max_new_tokens, batch_size=batch_size)
     return [
         {
             "id": example.id,
             "image": example.image.key,
             "prompt": example.prompt,
-            "prediction": responses[0].text.strip(),
+            "prediction": response.text.strip(),
             **example.meta,
         }
-        for example, responses in zip(examples, answers, strict=True)
+        for example, response in zip(examples, responses, strict=True)
     ]
 
 

@@ -5,7 +5,7 @@ The function is plain SDPA until a forward pass brings one of two keywords:
 - `prefix_length=P`: a packed row `[prompt (P) | response 1 | ... | response k]`. The prompt attends causally
   to itself; the responses attend to the whole row under a small mask (`response_mask`) that shows each the
   prompt and itself.
-- `fork=cache`: decoding of k responses from one prompt (`ForkCache`).
+- `fork=cache`: decoding of k responses from one prompt, or of answers to k questions about it (`ForkCache`).
 
 So it is set on the language model once and for good: other calls (`generate`, a trainer's forward) run as
 with SDPA, and gradient checkpointing, which runs layers again after the forward pass has returned, finds the
@@ -14,6 +14,7 @@ same function.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,15 +24,26 @@ NAME = "shared_prefix"
 
 
 def install(language_model: Any) -> None:
-    """Make "shared_prefix" the attention of `language_model` (a no-op the second time)."""
-    if language_model.config._attn_implementation == NAME:
+    """Make "shared_prefix" the attention of `language_model` (a no-op the second time).
+
+    Raises ValueError for a decoder with layers that don't attend to the whole past (sliding windows).
+    """
+    config = language_model.config
+    if config._attn_implementation == NAME:
         return
+    window = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = set(getattr(config, "layer_types", None) or [window])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"{type(language_model).__name__} has layers of {', '.join(sorted(kinds))}; a shared prompt needs full "
+            "attention in every layer, so choose another base model"
+        )
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    language_model.config._attn_implementation = NAME
+    config._attn_implementation = NAME
 
 
 def attend(
@@ -50,7 +62,7 @@ def attend(
     D), None.
     """
     if fork is not None:
-        return fork.attend(module.layer_idx, query, key, value, scaling), None  # type: ignore[arg-type]
+        return fork.attend(module.layer_idx, query, key, value, scaling, attention_mask), None  # type: ignore[arg-type]
     if prefix_length is not None:
         return _shared(query, key, value, attention_mask, prefix_length, dropout, scaling), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -136,10 +148,15 @@ class ForkCache:
     `seen` is true on the tokens of a prompt that its forks attend to: (B, P) for all forks of a row alike, or
     (B, k, P) for forks that start at places of their own. The prompt itself is causal in either case, so it
     is padded on the right.
+
+    With `tails` (B, k, W), true on real tokens, the first pass is over packed rows [prompt | tail 1 | ... | tail k]
+    under the mask of `response_mask`: every fork goes on from a tail of its own, padded on the right.
     """
 
-    def __init__(self, seen: torch.Tensor, growth: int = 32) -> None:
-        self.length = 0  # tokens a fork so far, counting the one being computed
+    def __init__(self, seen: torch.Tensor, growth: int = 32, tails: torch.Tensor | None = None) -> None:
+        # Tokens a fork so far, counting the one being computed.
+        self.length = 0 if tails is None else tails.shape[2]
+        self.missing = None if tails is None else ~tails.bool()  # (B, k, W)
         self.growth = growth
         hidden = ~seen.bool()
         self.hidden = (hidden if seen.ndim == 3 else hidden[:, None])[:, None, None]  # (B, 1, 1, k or 1, P)
@@ -148,12 +165,23 @@ class ForkCache:
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # layer -> (B, H_kv, k, T, D) twice
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One layer's attention, (B, L, H, D): of the prompts (first pass), then of one token a fork (L =
-        k).
+        """One layer's attention, (B, L, H, D): of the prompts (first pass; `mask` is that of the tails), then of one
+        token a fork (L = k).
         """
         if layer not in self.prompt:
+            if self.missing is not None:
+                split = query.shape[2] - self.missing[0].numel()
+                self.own[layer] = (self._tails(key[:, :, split:]), self._tails(value[:, :, split:]))
+                self.prompt[layer] = (key[:, :, :split].contiguous(), value[:, :, :split].contiguous())
+                return _shared(query, key, value, mask, split, 0.0, scaling)
             # Attention layers hand out transposed views; a product with one copies it at every step.
             self.prompt[layer] = (key.contiguous(), value.contiguous())
             heads = query.shape[1]
@@ -162,6 +190,12 @@ class ForkCache:
         return self._decode(
             query * (scaling or query.shape[-1] ** -0.5), *self.prompt[layer], own_key, own_value
         )
+
+    def _tails(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, H_kv, k W, D) -> (B, H_kv, k, W, D), with room to grow."""
+        assert self.missing is not None
+        own = states.unflatten(2, self.missing.shape[1:])
+        return torch.cat([own, own.new_empty(*own.shape[:3], self.growth, own.shape[4])], dim=3)
 
     def _append(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
@@ -196,6 +230,8 @@ class ForkCache:
             by_fork = to_prompt.view(*to_prompt.shape[:2], groups, forks, -1)  # (B, H_kv, G, k, P)
             to_prompt = by_fork.masked_fill(self.hidden, float("-inf")).view_as(to_prompt)
         to_own = (per_fork @ own_key.transpose(3, 4)).transpose(2, 3)  # (B, H_kv, G, k, T)
+        if self.missing is not None:
+            to_own[..., : self.missing.shape[2]].masked_fill_(self.missing[:, None, None], float("-inf"))
         scores = torch.cat([to_prompt, to_own.reshape(*to_prompt.shape[:3], -1)], dim=-1)
         weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
         split = key.shape[2]
@@ -206,6 +242,14 @@ class ForkCache:
         from_own = (own_weights @ own_value).transpose(2, 3).reshape_as(from_prompt)
         return (from_prompt + from_own).view(batch, heads, forks, size).transpose(1, 2)
 
+    def take(self, parts: Sequence[ForkCache]) -> None:
+        """Take over the prompts of caches that have been filled with some of the rows each, in order."""
+        for layer in list(parts[0].prompt):
+            keys, values = zip(*(part.prompt.pop(layer) for part in parts), strict=True)
+            self.prompt[layer] = (
+                (torch.cat(keys), torch.cat(values)) if len(parts) > 1 else (keys[0], values[0])
+            )
+
     def keep(self, rows: torch.Tensor, forks: torch.Tensor) -> None:
         """Forget all but these: rows (b,), and of each of them the forks (b, k')."""
         if len(rows) < len(self.hidden):  # else the prompts, the most of the memory, stay where they are
@@ -214,6 +258,8 @@ class ForkCache:
             self.hidden = self.hidden[rows[:, None], 0, 0, forks][:, None, None]  # (b, 1, 1, k', P)
         else:
             self.hidden = self.hidden[rows]
+        if self.missing is not None:
+            self.missing = self.missing[rows[:, None], forks]
         self.own = {
             layer: (_choose(k, rows, forks), _choose(v, rows, forks)) for layer, (k, v) in self.own.items()
         }

@@ -25,17 +25,19 @@ from mllm_align.compute.decoding import Start, forward, grow, inference, stop_to
 from mllm_align.compute.packing import encode_prompts
 from mllm_align.compute.pieces import (
     check_image_tokens,
+    decode,
     embed_tokens,
     image_features,
-    language_model,
     lm_head,
-    unwrap,
 )
+from mllm_align.models.families import unwrap
 from mllm_align.models.load import Policy
 from mllm_align.records import Example
 
 # Images that go through the vision tower together: an AnyRes image is up to five tiles, each an image to it.
 IMAGES_AT_ONCE = 8
+# Tokens that go through the language model together when prompts are read: more only takes memory.
+TOKENS_AT_ONCE = 8192
 
 # Which image tokens of a row are seen, (image tokens,) bool; None: all of them.
 Visible = np.ndarray | None
@@ -46,6 +48,7 @@ class Prepared:
     """Prompts of N examples, tokenised, and what the language model sees of their images."""
 
     prompts: tuple[torch.Tensor, ...]  # (P,) long each, on the model's device, with all image tokens
+    positions: tuple[torch.Tensor, ...]  # (P,) long each, or (3, P) where position ids have three axes
     features: tuple[torch.Tensor, ...]  # (image tokens, hidden) each; rows with the same image share one
     image_index: tuple[int, ...]
     image_token: int
@@ -76,7 +79,7 @@ class Row:
     """What is left of a prompt when hidden image tokens are out, and the answer's tokens behind it."""
 
     ids: torch.Tensor  # (L,) long
-    positions: torch.Tensor  # (L,) long
+    positions: torch.Tensor  # (L,) long, or (3, L)
     prompt: int  # tokens of the prompt in it
     features: torch.Tensor  # (visible image tokens, hidden)
 
@@ -87,17 +90,18 @@ def prepare(policy: Policy, examples: Sequence[Example]) -> Prepared:
     for place, example in enumerate(examples):
         places.setdefault(example.image.key, []).append(place)
     order = {key: number for number, key in enumerate(places)}
-    prompts: dict[int, torch.Tensor] = {}
+    prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     features: list[torch.Tensor] = []
     keys = list(places)
     with inference(policy.model):
         for at in range(0, len(keys), IMAGES_AT_ONCE):
             rows = [place for key in keys[at : at + IMAGES_AT_ONCE] for place in places[key]]
-            ids, own = _encode(policy, [examples[place] for place in rows])
-            prompts.update(zip(rows, ids, strict=True))
+            encoded, own = _encode(policy, [examples[place] for place in rows])
+            prompts.update(zip(rows, encoded, strict=True))
             features += own
     return Prepared(
-        prompts=tuple(prompts[place] for place in range(len(examples))),
+        prompts=tuple(prompts[place][0] for place in range(len(examples))),
+        positions=tuple(prompts[place][1] for place in range(len(examples))),
         features=tuple(features),
         image_index=tuple(order[example.image.key] for example in examples),
         image_token=unwrap(policy.model).config.image_token_id,
@@ -105,15 +109,18 @@ def prepare(policy: Policy, examples: Sequence[Example]) -> Prepared:
     )
 
 
-def _encode(policy: Policy, examples: Sequence[Example]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Prompt tokens of each example, and features of each image in the order of its first use."""
+def _encode(
+    policy: Policy, examples: Sequence[Example]
+) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
+    """Prompt tokens and position ids of each example, and features of each image in the order of its first use."""
     batch = encode_prompts(examples, policy.processor).to(lm_head(policy.model).weight.device)
     features = list(image_features(policy.model, batch))
     written = (batch.prompt_ids == unwrap(policy.model).config.image_token_id).sum(1)
     check_image_tokens(written.tolist(), [len(features[i]) for i in batch.image_index.tolist()])
     lengths = batch.prompt_mask.sum(1).tolist()
     # Copies: a view would keep the whole batch in memory.
-    return [ids[:n].clone() for ids, n in zip(batch.prompt_ids, lengths, strict=True)], features
+    rows = zip(batch.prompt_ids, batch.positions, lengths, strict=True)
+    return [(ids[:n].clone(), places[..., :n].clone()) for ids, places, n in rows], features
 
 
 def image_tokens(prepared: Prepared) -> list[int]:
@@ -137,7 +144,8 @@ def complete(
     """For every fork of every attempt, the tokens after [prompt, its hidden image tokens left out |
     reference[:start] | forced], up to the first of `stops`, which is kept, or `max_new_tokens`.
 
-    `positions`: `keep` leaves what follows hidden image tokens its position ids, `collapse` renumbers. Temperature
+    `positions`: `keep` leaves what follows hidden image tokens its position ids, `collapse` counts what is seen (on
+    every axis alike, where position ids have three). Temperature
     0 is greedy. `batch_size` attempts are decoded together. Raises ValueError for options out of range, a mask
     of the wrong length, and a fork that starts behind its reference.
     """
@@ -204,14 +212,7 @@ def forced_argmax(
 
 def _causal(model: Any, embeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Hidden states of right-padded rows that keep no cache: (B, L, hidden)."""
-    output = language_model(model)(
-        inputs_embeds=embeds,
-        position_ids=positions,
-        attention_mask=stand_in(embeds.device),
-        use_cache=False,
-        prefix_length=embeds.shape[1],
-    )
-    return output.last_hidden_state
+    return decode(model, embeds, positions, stand_in(embeds.device), prefix_length=embeds.shape[1])
 
 
 def _check(prepared: Prepared, attempts: Sequence[Attempt], positions: str) -> None:
@@ -258,16 +259,25 @@ def _row(prepared: Prepared, row: int, visible: Visible, reference: tuple[int, .
         seen = torch.from_numpy(np.asarray(visible, dtype=bool)).to(whole.device)
         kept[whole == prepared.image_token] = seen
         features = features[seen]
-    places = kept.nonzero().squeeze(1) if positions == "keep" else torch.arange(int(kept.sum())).to(whole)
-    first = len(whole) if positions == "keep" else len(places)  # position of the reference
-    ids = torch.cat([whole[kept], whole.new_tensor(reference)])
+    if positions == "keep":
+        places = prepared.positions[row][..., kept]
+        first = int(prepared.positions[row].max()) + 1  # position of the reference
+    else:  # counted, on every axis
+        places = torch.arange(int(kept.sum()), device=whole.device).expand_as(
+            prepared.positions[row][..., kept]
+        )
+        first = places.shape[-1]
+    after = first + torch.arange(len(reference), device=whole.device)
     return Row(
-        ids, torch.cat([places, first + torch.arange(len(reference)).to(whole)]), len(places), features
+        ids=torch.cat([whole[kept], whole.new_tensor(reference)]),
+        positions=torch.cat([places, after.expand(*places.shape[:-1], -1)], dim=-1),
+        prompt=int(kept.sum()),
+        features=features,
     )
 
 
 def _batch(model: Any, prepared: Prepared, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (B, L, hidden) and position ids (B, L) of rows, padded on the right."""
+    """Embeddings (B, L, hidden) and position ids (B, L) or (B, 3, L) of rows, padded on the right."""
     ids = pad_sequence([row.ids for row in rows], batch_first=True)
     embeds = embed_tokens(model, ids)
     images = torch.zeros_like(ids, dtype=torch.bool)
@@ -275,7 +285,9 @@ def _batch(model: Any, prepared: Prepared, rows: Sequence[Row]) -> tuple[torch.T
         here[: row.prompt] = row.ids[: row.prompt] == prepared.image_token
     features = torch.cat([row.features for row in rows]).to(embeds)
     embeds = embeds.masked_scatter(images[..., None], features)
-    return embeds, pad_sequence([row.positions for row in rows], batch_first=True)
+    # Padding is put at the end of the first axis, tokens are the last.
+    places = pad_sequence([row.positions.movedim(-1, 0) for row in rows], batch_first=True)
+    return embeds, places.movedim(1, -1)
 
 
 def _prefill(
@@ -291,18 +303,34 @@ def _prefill(
     prompt = torch.tensor([row.prompt for row in rows], device=device)[:, None]  # (B, 1)
     starts = _padded([[fork.start for fork in a.forks] for a in attempts], 0).to(device)  # (B, k)
     seen = torch.arange(embeds.shape[1], device=device) < (prompt + starts)[..., None]  # (B, k, L)
-    cache = ForkCache(seen)
-    hidden = forward(model, embeds, places, cache)
     last = prompt + starts - 1  # the last token that a fork sees
-    states = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
+    states, cache = _read(model, embeds, places, seen, last)
     start = Start(
         logits=lm_head(model)(states).float(),
-        positions=places.gather(1, prompt - 1) + 1 + starts,
+        # A prompt ends with text, whose position is the same on every axis.
+        positions=(places if places.ndim == 2 else places[:, 0]).gather(1, prompt - 1) + 1 + starts,
         forced=_forced(attempts).to(device),
         draws=pad_sequence([torch.from_numpy(own) for own in draws], batch_first=True).to(device),
         exists=_padded([[1] * len(a.forks) for a in attempts], 0).bool().to(device),
     )
     return start, cache
+
+
+def _read(
+    model: Any, embeds: torch.Tensor, places: torch.Tensor, seen: torch.Tensor, last: torch.Tensor
+) -> tuple[torch.Tensor, ForkCache]:
+    """Hidden states (B, k, hidden) of the tokens at `last`, and the keys and values of the whole rows, which are
+    read some at a time.
+    """
+    rows = max(1, TOKENS_AT_ONCE // embeds.shape[1])
+    states, parts = [], []
+    for own in torch.arange(len(embeds), device=embeds.device).split(rows):
+        parts.append(ForkCache(seen[own]))
+        hidden = forward(model, embeds[own], places[own], parts[-1])
+        states.append(hidden.gather(1, last[own][..., None].expand(-1, -1, hidden.shape[-1])))
+    cache = ForkCache(seen)
+    cache.take(parts)
+    return torch.cat(states), cache
 
 
 def _draws(name: str, forks: Sequence[Fork], seed: int, steps: int) -> np.ndarray:

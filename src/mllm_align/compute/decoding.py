@@ -18,9 +18,16 @@ import torch
 from torch.nn.functional import pad
 
 from mllm_align.compute.attention import ForkCache, prepared
-from mllm_align.compute.packing import Prompts, as_response, encode_prompts, response_tokens
-from mllm_align.compute.pieces import embed_prompts, embed_tokens, language_model, lm_head, unwrap
-from mllm_align.models.load import Policy
+from mllm_align.compute.packing import (
+    Prompts,
+    answer_starts,
+    as_response,
+    encode_prompts,
+    response_tokens,
+)
+from mllm_align.compute.pieces import decode, embed_prompts, embed_tokens, lm_head
+from mllm_align.models.families import unwrap
+from mllm_align.models.load import Policy, end_token
 from mllm_align.records import Example, Response
 
 # Prompts of so many batches are encoded together and sorted by length, so that a batch has little padding.
@@ -133,6 +140,7 @@ def _select(prompts: Prompts, rows: list[int], width: int) -> Prompts:
         pixel_values=prompts.pixel_values[images],
         image_sizes=None if prompts.image_sizes is None else prompts.image_sizes[images],
         image_index=index,
+        positions=prompts.positions[rows][..., :width],
         ids=tuple(prompts.ids[i] for i in rows),
     )
 
@@ -141,23 +149,14 @@ def _prefill(model: Any, prompts: Prompts) -> tuple[torch.Tensor, ForkCache]:
     """Logits after each prompt (B, V) float32, and the cache that its forks go on from."""
     cache = ForkCache(prompts.prompt_mask)
     embeds = embed_prompts(model, prompts)
-    positions = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
-    hidden = forward(model, embeds, positions, cache)
+    hidden = forward(model, embeds, prompts.positions, cache)
     last = prompts.prompt_mask.sum(1) - 1
     return lm_head(model)(hidden[torch.arange(len(hidden), device=last.device), last]).float(), cache
 
 
 def forward(model: Any, embeds: torch.Tensor, positions: torch.Tensor, cache: ForkCache) -> torch.Tensor:
     """Hidden states (B, L, hidden) of prompts, the first time, and then of one token for each of L = k forks."""
-    decoder = language_model(model)
-    output = decoder(
-        inputs_embeds=embeds,
-        position_ids=positions,
-        attention_mask=prepared(embeds.device),
-        use_cache=False,
-        fork=cache,
-    )
-    return output.last_hidden_state
+    return decode(model, embeds, positions, prepared(embeds.device), fork=cache)
 
 
 def _decode(
@@ -173,7 +172,7 @@ def _decode(
     logits, cache = _prefill(model, prompts)
     start = Start(
         logits=logits[:, None].expand(-1, forks, -1),
-        positions=prompts.prompt_mask.sum(1)[:, None].expand(-1, forks),
+        positions=answer_starts(prompts)[:, None].expand(-1, forks),
         forced=torch.empty(batch, forks, 0, dtype=torch.long, device=logits.device),
         draws=draws.to(logits.device),
         exists=torch.ones(batch, forks, dtype=torch.bool, device=logits.device),
@@ -275,7 +274,8 @@ def stream(seed: int, name: str, draw: int) -> np.random.Generator:
 
 
 def stop_tokens(policy: Policy) -> tuple[int, ...]:
-    """Tokens that end an answer: the model's generation config's and the tokenizer's."""
+    """Tokens that end an answer: the model's generation config's, the tokenizer's and the chat template's."""
     listed = getattr(unwrap(policy.model).generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
-    return tuple(sorted({t for t in [*listed, policy.processor.tokenizer.eos_token_id] if t is not None}))
+    own = [policy.processor.tokenizer.eos_token_id, end_token(policy.processor)]
+    return tuple(sorted({t for t in [*listed, *own] if t is not None}))

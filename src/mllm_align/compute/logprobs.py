@@ -13,8 +13,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mllm_align.compute.attention import response_mask
-from mllm_align.compute.packing import Batch, predictors
-from mllm_align.compute.pieces import embed_prompts, embed_tokens, language_model, lm_head
+from mllm_align.compute.packing import Batch, answer_starts, on_axes, predictors
+from mllm_align.compute.pieces import decode, embed_prompts, embed_tokens, lm_head
 
 # Logits held at once, in numbers: 2**25 float32 are 128 MB. More positions are scored in checkpointed pieces.
 LOGITS_AT_ONCE = 2**25
@@ -71,27 +71,20 @@ def _packed_forward(
     """Hidden states of packed rows [prompt | fed tokens of each response]: fed (B, k, W) -> (B, P + k W,
     hidden).
     """
-    decoder = language_model(model)
     rows, forks, width = fed.shape
     prompt = embed_prompts(model, batch, features)
     inputs = fed.reshape(rows, -1)  # (B, k W)
     embeds = torch.cat([prompt, embed_tokens(model, inputs).to(prompt.dtype)], dim=1)
-    output = decoder(
-        inputs_embeds=embeds,
-        position_ids=_positions(batch, width),
-        attention_mask=response_mask(batch.prompt_mask, forks, width, embeds.dtype),
-        use_cache=False,
-        prefix_length=batch.prompt_ids.shape[1],
-    )
-    return output.last_hidden_state
+    mask = response_mask(batch.prompt_mask, forks, width, embeds.dtype)
+    return decode(model, embeds, _positions(batch, width), mask, prefix_length=batch.prompt_ids.shape[1])
 
 
 def _positions(batch: Batch, width: int) -> torch.Tensor:
     """Position ids of the packed rows: every response starts where its own prompt ends."""
-    rows, forks = batch.response_ids.shape[:2]
-    prompt = torch.arange(batch.prompt_ids.shape[1], device=batch.prompt_ids.device).expand(rows, -1)
-    steps = torch.arange(width, device=prompt.device).repeat(forks)  # (k W,)
-    return torch.cat([prompt, batch.prompt_mask.sum(1)[:, None] + steps], dim=1)
+    steps = torch.arange(width, device=batch.prompt_ids.device).repeat(batch.response_ids.shape[1])  # (k W,)
+    return torch.cat(
+        [batch.positions, on_axes(answer_starts(batch)[:, None] + steps, batch.positions)], dim=-1
+    )
 
 
 def token_logprobs(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from mllm_align.models.load import answer_lead, prompt_text
+from mllm_align.models.families import Family, of_processor
+from mllm_align.models.load import answer_lead, end_token, prompt_text
 from mllm_align.records import Example, Group, Response
 
 Tensors = TypeVar("Tensors", "Prompts", "Batch")
@@ -32,11 +34,12 @@ class Prompts:
 
     prompt_ids: torch.Tensor  # (B, P) long, right-padded
     prompt_mask: torch.Tensor  # (B, P) bool
-    pixel_values: (
-        torch.Tensor
-    )  # LLaVA-1.5 (images, 3, H, W); LLaVA-NeXT (images, tiles, 3, H, W), padded with empty tiles
-    image_sizes: torch.Tensor | None  # (images, 2) height, width of the original; None for LLaVA-1.5
+    # By family: LLaVA-1.5 (images, 3, H, W); LLaVA-NeXT (images, tiles, 3, H, W), padded with empty tiles; ...
+    pixel_values: torch.Tensor
+    # (images, n) long: LLaVA-NeXT's height and width of the original, ... (`models.families`); or None
+    image_sizes: torch.Tensor | None
     image_index: torch.Tensor  # (B,) long
+    positions: torch.Tensor  # (B, P) long position ids, or (B, 3, P) where positions have three axes
     ids: tuple[str, ...]
 
     def to(self, device: str | torch.device) -> Prompts:
@@ -61,6 +64,7 @@ class Batch:
     pixel_values: torch.Tensor
     image_sizes: torch.Tensor | None
     image_index: torch.Tensor  # (B,)
+    positions: torch.Tensor  # (B, P) or (B, 3, P)
     pairs: torch.Tensor  # (n, 3) long: group, chosen, rejected
     pair_weights: torch.Tensor  # (n,) float
     ids: tuple[str, ...]
@@ -113,6 +117,7 @@ def collate(
         pixel_values=prompts.pixel_values,
         image_sizes=prompts.image_sizes,
         image_index=prompts.image_index,
+        positions=prompts.positions,
         pairs=torch.tensor(pairs, dtype=torch.long).reshape(-1, 3),
         pair_weights=torch.tensor(weights, dtype=torch.float32),
         ids=tuple(group.example.id for group in groups),
@@ -145,34 +150,72 @@ def predictors(batch: Batch) -> torch.Tensor:
     return torch.cat([first, (batch.prompt_ids.shape[1] + slots).expand(rows, -1, -1)], dim=2)
 
 
+def answer_starts(prompts: Prompts | Batch) -> torch.Tensor:
+    """Position id of the token after each prompt, on every axis: (B,) long."""
+    mask = prompts.prompt_mask if prompts.positions.ndim == 2 else prompts.prompt_mask[:, None]
+    return prompts.positions.masked_fill(~mask, -1).flatten(1).amax(1) + 1
+
+
+def on_axes(text: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Position ids of text (B, n) on as many axes as `like` has: (B, n) or (B, 3, n)."""
+    return text if like.ndim == 2 else text[:, None].expand(-1, like.shape[1], -1)
+
+
 def encode_prompts(examples: Sequence[Example], processor: Any) -> Prompts:
-    """Tokens and pixels of `examples`; each image is loaded and processed once."""
+    """Tokens, pixels and position ids of `examples`; each image is loaded and processed once."""
     images = {example.image.key: example.image for example in examples}
     order = {key: index for index, key in enumerate(images)}
-    pixels = processor(
-        images=[image.load() for image in images.values()],
+    family = of_processor(processor)
+    made = processor(
+        images=[[image.load()] for image in images.values()],
         text=[processor.image_token] * len(images),
         return_tensors="pt",
         padding=True,
     )
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    counts = (
-        (pixels["input_ids"] == image_token).sum(1).tolist()
-    )  # the processor knows how many tokens an image takes
+    # The processor knows how many tokens an image takes, and what stands around and between them.
+    written = [_written(ids, family, processor) for ids in made["input_ids"].tolist()]
+    pixels = family.pixels(processor, made, [ids.count(image_token) for ids in written])
     index = [order[example.image.key] for example in examples]
     rows = [
-        _expand(ids, image_token, counts[i])
+        _expand(ids, image_token, written[i])
         for ids, i in zip(prompt_tokens(examples, processor), index, strict=True)
     ]
     ids, mask = _pad(rows, processor.tokenizer.pad_token_id or 0)
     return Prompts(
         prompt_ids=ids,
         prompt_mask=mask,
-        pixel_values=pixels["pixel_values"],
-        image_sizes=pixels.get("image_sizes"),
+        pixel_values=pixels.values,
+        image_sizes=pixels.sizes,
         image_index=torch.tensor(index, dtype=torch.long),
+        positions=_positions(rows, index, image_token, family, pixels.sizes, processor),
         ids=tuple(example.id for example in examples),
     )
+
+
+def _written(ids: list[int], family: Family, processor: Any) -> list[int]:
+    """What stands for an image in the tokens of a text that is nothing but an image."""
+    edges = set(family.edges(processor))
+    places = [place for place, token in enumerate(ids) if token in edges]
+    return ids[places[0] : places[-1] + 1]
+
+
+def _positions(
+    rows: Sequence[list[int]],
+    index: Sequence[int],
+    image_token: int,
+    family: Family,
+    sizes: torch.Tensor | None,
+    processor: Any,
+) -> torch.Tensor:
+    """(B, P), or (B, 3, P) with 0 at padding."""
+    if family.positions is None:
+        return torch.arange(max(len(row) for row in rows)).expand(len(rows), -1)
+    places = [
+        family.positions(row, image_token, None if sizes is None else sizes[i], processor)
+        for row, i in zip(rows, index, strict=True)
+    ]
+    return pad_sequence([own.T for own in places], batch_first=True).transpose(1, 2)
 
 
 def prompt_tokens(examples: Sequence[Example], processor: Any) -> list[list[int]]:
@@ -217,16 +260,17 @@ def response_tokens(texts: Sequence[str], processor: Any) -> list[list[int]]:
         return []
     tokenizer = processor.tokenizer
     lead = answer_lead(processor)
+    end = end_token(processor)
     anchor = prompt_text(processor, "\x00").split("\x00")[-1]  # " ASSISTANT:"
     alone = tokenizer(anchor, add_special_tokens=False)["input_ids"]
     joined = tokenizer([anchor + lead + text for text in texts], add_special_tokens=False)["input_ids"]
     rows = []
     for ids, text in zip(joined, texts, strict=True):
         if ids[: len(alone)] == alone:
-            rows.append([*ids[len(alone) :], tokenizer.eos_token_id])
+            rows.append([*ids[len(alone) :], end])
         else:  # a tokenizer that merges across the boundary
             ids = tokenizer(lead + text, add_special_tokens=False)["input_ids"]
-            rows.append([*ids, tokenizer.eos_token_id])
+            rows.append([*ids, end])
     return rows
 
 
@@ -285,9 +329,9 @@ def _weigh(
     return result
 
 
-def _expand(ids: list[int], token: int, count: int) -> list[int]:
+def _expand(ids: list[int], token: int, image: list[int]) -> list[int]:
     place = ids.index(token)
-    return ids[:place] + [token] * count + ids[place + 1 :]
+    return ids[:place] + image + ids[place + 1 :]
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:

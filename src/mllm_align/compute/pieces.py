@@ -1,4 +1,4 @@
-"""The pieces of a LLaVA model that the fast paths drive one by one, whatever wraps them (PEFT, DDP)."""
+"""The pieces of a vision-language model that the fast paths drive one by one, whatever wraps them (PEFT, DDP)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from mllm_align.compute import attention
+from mllm_align.models.families import Pixels, of_model, unwrap
 
 if TYPE_CHECKING:
     from mllm_align.compute.packing import Batch, Prompts
@@ -16,18 +17,30 @@ if TYPE_CHECKING:
 HasPrompts: TypeAlias = "Prompts | Batch"
 
 
-def unwrap(model: Any) -> Any:
-    """The LLaVA model itself; LoRA layers and the trained projector stay inside it."""
-    model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def language_model(model: Any) -> Any:
     """The decoder below the LM head, with "shared_prefix" attention installed."""
-    llava = unwrap(model)
-    decoder = getattr(llava, "model", llava).language_model
+    whole = unwrap(model)
+    decoder = getattr(getattr(whole, "model", whole), of_model(model).decoder)
     attention.install(decoder)
     return decoder
+
+
+def decode(
+    model: Any, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, **layout: Any
+) -> torch.Tensor:
+    """Hidden states (B, L, hidden) of embeddings (B, L, hidden) at position ids (B, L) or (B, 3, L).
+
+    `mask` is a 4D mask as it reaches `attention.attend`, `layout` the keywords that it takes.
+    """
+    return (
+        language_model(model)(
+            inputs_embeds=embeds,
+            position_ids=positions if positions.ndim == 2 else positions.transpose(0, 1),
+            attention_mask=mask,
+            use_cache=False,
+            **layout,
+        )
+    ).last_hidden_state
 
 
 def lm_head(model: Any) -> Any:
@@ -39,14 +52,8 @@ def image_features(model: Any, prompts: HasPrompts) -> tuple[torch.Tensor, ...]:
     """What the language model sees of each image: (tokens, hidden) an image, through vision tower and
     projector once.
     """
-    llava = unwrap(model)
-    pixels = prompts.pixel_values.to(lm_head(model).weight.dtype)
-    # LLaVA-1.5 takes image_sizes too, but means something else by it.
-    sizes = {} if prompts.image_sizes is None else {"image_sizes": prompts.image_sizes}
-    output = llava.get_image_features(pixel_values=pixels, **sizes)
-    # transformers returned the features themselves before it returned an output object.
-    features = getattr(output, "pooler_output", output)
-    return tuple(features)
+    pixels = Pixels(prompts.pixel_values.to(lm_head(model).weight.dtype), prompts.image_sizes)
+    return tuple(of_model(model).features(unwrap(model), pixels))
 
 
 def embed_prompts(

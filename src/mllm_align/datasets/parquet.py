@@ -7,6 +7,9 @@ needs beyond them stands in columns of its own: `id`, `reference`, `meta` (JSON)
 `mask_seed` repeat, for whoever filters a table, what the first Preference's rejected response says of itself;
 they are empty where a sampler does not say it. A Group comes back equal, but for the class of its image: the
 encoded bytes under the same key (pixels that were never encoded become a PNG, without loss).
+
+A set that stays on this machine (`refer=True`) names the images that lie on disk, in `place`, instead of holding
+them. Images in the file itself are read when they are asked for where they are more than HELD bytes.
 """
 
 from __future__ import annotations
@@ -25,10 +28,14 @@ import pyarrow.parquet as pq
 
 from mllm_align.datasets.errors import BadDataError
 from mllm_align.datasets.images import BytesImage
+from mllm_align.datasets.memory import uncollected
+from mllm_align.datasets.places import RowImage, column_bytes, from_place
 from mllm_align.records import Example, Group, ImageRef, Preference, Response
 
 # Rows that are written, and read, at a time: bounds the memory that encoded photos take.
 ROWS = 128
+# Bytes of images in a file up to which they are held in memory.
+HELD = 256 * 2**20
 
 _IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 _MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
@@ -62,6 +69,8 @@ _MADE = {
     "cuts": pa.list_(pa.int32()),
     "mask_seed": pa.int64(),
 }
+# What repeats other columns, for readers that know only these.
+_REPEATED = {"chosen", "rejected", *_MADE}
 
 
 def _feature(kind: pa.DataType) -> Any:
@@ -80,19 +89,24 @@ _FEATURES = {name: _feature(kind) for name, kind in {**_COLUMNS, **_MADE}.items(
 _SCHEMA = pa.schema(
     {**_COLUMNS, **_MADE}, metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})}
 )
+# Of a set that refers to its images: where each lies (JSON), null where the file holds it.
+_PLACED = pa.schema({**_COLUMNS, **_MADE, "place": pa.string()})
 
 
-def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
-    """Writes all Groups or nothing: into a temporary file beside `path`, which then takes its name."""
-    path = Path(path)
+def write_groups(path: str | Path, groups: Iterable[Group], *, refer: bool = False) -> None:
+    """Writes all Groups or nothing: into a temporary file beside `path`, which then takes its name.
+
+    `refer`: images that have a `place` on this machine are named and not copied.
+    """
+    path, schema = Path(path), _PLACED if refer else _SCHEMA
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            with pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer:
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 source = iter(groups)
-                while rows := [to_row(group) for group in islice(source, ROWS)]:
-                    writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+                while rows := [to_row(group, refer) for group in islice(source, ROWS)]:
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -111,7 +125,9 @@ def read_groups(path: str | Path) -> list[Group]:
                     f"{path} has no column {', '.join(missing)}: mllm-align did not write it. "
                     "Read it with dataset=local dataset.path=..."
                 )
-            return list(_groups(file))
+            held = sum(column_bytes(file, "images", g) for g in range(file.num_row_groups)) <= HELD
+            with uncollected():
+                return list(_groups(file) if held else _lazy_groups(file, str(path)))
     except pa.ArrowInvalid as error:
         raise BadDataError(f"{path} is not a whole Parquet file ({error}). Make it again.") from None
 
@@ -121,12 +137,14 @@ def is_ours(columns: Iterable[str]) -> bool:
     return set(_COLUMNS) <= set(columns)
 
 
-def to_row(group: Group) -> dict[str, Any]:
+def to_row(group: Group, refer: bool = False) -> dict[str, Any]:
     """One row of the file; `chosen` and `rejected` are empty where nothing is preferred."""
     best = group.preferences[0] if group.preferences else None
     example = group.example
+    place = getattr(example.image, "place", None) if refer else None
     return {
-        "images": [{"bytes": encode(example.image), "path": example.image.key}],
+        "images": [{"bytes": None if place else encode(example.image), "path": example.image.key}],
+        "place": _json(place) if place else None,
         "prompt": [{"role": "user", "content": example.prompt}],
         "chosen": _answer(group.responses[best.chosen]) if best else None,
         "rejected": _answer(group.responses[best.rejected]) if best else None,
@@ -186,12 +204,33 @@ def encode(image: ImageRef) -> bytes:
 
 def _groups(file: pq.ParquetFile) -> Iterator[Group]:
     shared: dict[str, BytesImage] = {}  # many prompts may ask about one image: keep its bytes once
-    for batch in file.iter_batches(batch_size=ROWS):
+    columns = [name for name in file.schema_arrow.names if name not in _REPEATED]
+    for batch in file.iter_batches(batch_size=ROWS, columns=columns):
         for row in batch.to_pylist():
             (picture,) = row["images"]
+            if place := row.get("place"):
+                yield from_row(row, from_place(json.loads(place)))
+                continue
             image = BytesImage(picture["bytes"], picture["path"])
             known = shared.setdefault(image.key, image)
             yield from_row(row, known if known == image else image)
+
+
+def _lazy_groups(file: pq.ParquetFile, path: str) -> Iterator[Group]:
+    """Without the images' bytes, which each image reads from its row when it is loaded."""
+    names = [file.schema.column(i).path for i in range(len(file.schema))]
+    wanted = [
+        name
+        for name in names
+        if name.split(".")[0] not in _REPEATED
+        and not (name.startswith("images.") and name.endswith(".bytes"))
+    ]
+    for number in range(file.num_row_groups):
+        rows = file.read_row_group(number, columns=wanted).to_pylist()
+        for index, row in enumerate(rows):
+            place, key = row.get("place"), row["images"][0]["path"]
+            image = RowImage(path, "images", number, index, key, refer=False)
+            yield from_row(row, from_place(json.loads(place)) if place else image)
 
 
 def _json(record: Mapping[str, Any]) -> str:

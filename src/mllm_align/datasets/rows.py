@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,7 @@ _NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "st
 _HELD_OUT = re.compile(r"(^|[-_.])(test|val|valid|validation|dev|eval)([-_.]|$)")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BATCH = 64
+_PIECE = 1 << 20  # characters of a JSON list that are read at once; longer where a row is
 # A lone surrogate: what Python puts for a byte that is not UTF-8, so that the row can be named.
 _BROKEN = "\udcff"
 
@@ -119,25 +120,77 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    """Element by element: a list that breaks off names the row where it does."""
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    decode = json.JSONDecoder().raw_decode
-    at, number = _skip(text, _skip(text, 0) + 1), 0
-    while text[at : at + 1] != "]":
-        number += 1
-        try:
-            row, at = decode(text, at)
-        except (ValueError, RecursionError) as error:
-            yield number, _rest(f"the JSON list breaks off or is damaged here ({_where(error)})")
-            return
-        yield number, row
-        at = _skip(text, at)
-        if text[at : at + 1] == ",":
-            at = _skip(text, at + 1)
-        elif text[at : at + 1] != "]":
-            line = text.count("\n", 0, at) + 1
-            yield number + 1, _rest(f"the JSON list breaks off here (no , or ] in line {line})")
-            return
+    """Element by element, a piece of the file at a time: a list that breaks off names the row where it does."""
+    with path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        window = _Window(file)
+        window.space()
+        window.drop(1)  # the [ that `kind_of` saw
+        window.space()
+        number = 0
+        while window.next() != "]":
+            number += 1
+            try:
+                row = window.value()
+            except (ValueError, RecursionError) as error:
+                said = _where(error, window.line_of(error))
+                yield number, _rest(f"the JSON list breaks off or is damaged here ({said})")
+                return
+            yield number, row
+            window.space()
+            if window.next() == ",":
+                window.drop(1)
+                window.space()
+            elif window.next() != "]":
+                yield number + 1, _rest(f"the JSON list breaks off here (no , or ] in line {window.line})")
+                return
+
+
+class _Window:
+    """The part of a text file that is being read; `lines` counts those before it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.text, self.at, self.lines = file, "", 0, 0
+        self.whole = False  # whether the file's end is in the window
+        self.decode = json.JSONDecoder().raw_decode
+
+    def more(self) -> None:
+        """Forgets what was read and adds a piece; the pieces of one element double, or it would be read too often."""
+        piece = self.file.read(max(_PIECE, len(self.text) - self.at))
+        self.lines += self.text.count("\n", 0, self.at)
+        self.text, self.at, self.whole = self.text[self.at :] + piece, 0, not piece
+
+    def next(self) -> str:
+        while self.at == len(self.text) and not self.whole:
+            self.more()
+        return self.text[self.at : self.at + 1]
+
+    def drop(self, count: int) -> None:
+        self.at += count
+
+    def space(self) -> None:
+        while self.next() and (end := _skip(self.text, self.at)) > self.at:
+            self.at = end
+
+    def value(self) -> Any:
+        """The element that begins here. Raises ValueError when it is damaged, or the file ends inside of it."""
+        while True:
+            try:
+                value, end = self.decode(self.text, self.at)
+                if end < len(self.text) or self.whole:  # else a number may go on
+                    self.at = end
+                    return value
+            except json.JSONDecodeError:
+                if self.whole:
+                    raise
+            self.more()
+
+    @property
+    def line(self) -> int:
+        return self.lines + self.text.count("\n", 0, self.at) + 1
+
+    def line_of(self, error: Exception) -> str:
+        """Where in the file; as JSON says it: line 3,"""
+        return f"line {self.lines + error.lineno}, " if isinstance(error, json.JSONDecodeError) else ""
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -173,9 +226,8 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _where(error: Exception, line: str | None = None) -> str:
+def _where(error: Exception, line: str) -> str:
     if isinstance(error, json.JSONDecodeError):
-        line = f"line {error.lineno}, " if line is None else line
         return f"{error.msg}, {line}column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 

@@ -32,7 +32,8 @@ def add_head(policy: Policy, name: str, seed: int) -> Policy:
     if hasattr(policy.model, name):
         raise ValueError(f"{policy.name}: the model has a {name} already; start from its base model")
     like = lm_head(policy.model).weight  # (vocabulary, hidden)
-    layer = nn.Linear(like.shape[1], 1, dtype=like.dtype)
+    # At least float32: the steps that train it are lost in bfloat16.
+    layer = nn.Linear(like.shape[1], 1, dtype=torch.promote_types(like.dtype, torch.float32))
     with torch.no_grad():
         # Of size 1 / hidden, so that the first outputs are small whatever the width.
         drawn = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed))

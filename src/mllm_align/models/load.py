@@ -1,6 +1,6 @@
-"""Base models: loading a LLaVA folder, its LoRA adapter, its prompt format and its reference policy.
+"""Base models: loading a folder, its LoRA adapter, its prompt format and its reference policy.
 
-A `Policy` is a Hugging Face LLaVA-1.5 or LLaVA-NeXT model with its processor. The reference policy of DPO is
+A `Policy` is a Hugging Face model of one of `models.families` with its processor. The reference policy of DPO is
 never a second copy: it is the same weights with the adapter off (`reference`).
 """
 
@@ -18,23 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-ASSET = "asset://"
-SUPPORTED = {"llava": "LLaVA-1.5", "llava_next": "LLaVA-NeXT (1.6)"}
-PROJECTOR = "multi_modal_projector"
+from mllm_align.models.families import Family, by_model_type, of_model
+from mllm_align.models.quantise import four_bit_config
 
-# LLaVA's own conversation format (`conv_vicuna_v1` without its system sentence), for folders without a chat
-# template: "USER: <image>\n{prompt} ASSISTANT:", then " {answer}" and the end token.
-VICUNA_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    "{% endif %}"
-    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
+ASSET = "asset://"
 
 
 @dataclass(frozen=True)
@@ -61,23 +48,36 @@ def load_policy(
     device: str = "cpu",
     adapter: str | Path | None = None,
     name: str | None = None,
+    four_bit: bool = False,
+    checkpointing: bool = False,
 ) -> Policy:
-    """Load a LLaVA-1.5 or LLaVA-NeXT folder in the Hugging Face format (safetensors only), in `eval` mode.
+    """Load a folder of one of `models.families` in the Hugging Face format (safetensors only), in `eval` mode.
 
     `adapter` is a PEFT folder to put on top (frozen, for sampling and evaluation). `name` defaults to the
-    folder's name.
+    folder's name. `four_bit` stores the language model's linear layers in 4 bits and computes in `dtype` (QLoRA).
+    With `checkpointing` a layer's activations are made again in the backward pass instead of being kept.
 
-    Raises FileNotFoundError for a missing folder or file and ValueError for another architecture or pickled
-    weights; each message says what to do.
+    Raises FileNotFoundError for a missing folder or file, ValueError for another architecture or pickled
+    weights, and what `quantise.four_bit_config` raises; each message says what to do.
     """
     folder = resolve(path)
     _check_folder(folder, path)
+    options: dict[str, Any] = {}
+    if four_bit:
+        options = {
+            "quantization_config": four_bit_config(_family_of(folder), dtype, device),
+            "device_map": {"": device},
+        }
     from transformers import AutoModelForImageTextToText
 
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, **options
     )
-    model.to(device).eval()
+    if not four_bit:
+        model.to(device)
+    model.eval()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(model, load_processor(folder), name or folder.name)
     return policy if adapter is None else _with_adapter(policy, resolve(adapter))
 
@@ -100,7 +100,11 @@ def load_processor(path: str | Path) -> Any:
             "preprocessor_config.json beside the weights."
         )
     if processor.chat_template is None:
-        processor.chat_template = VICUNA_TEMPLATE
+        processor.chat_template = _family_of(folder).template
+    if processor.chat_template is None:
+        raise FileNotFoundError(
+            f"{folder}: it has no chat template. Copy chat_template.jinja (or chat_template.json) beside the weights."
+        )
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
@@ -119,12 +123,7 @@ def _check_folder(folder: Path, asked: str | Path) -> None:
         raise FileNotFoundError(
             f"{folder}: config.json is missing, so this is not a Hugging Face model folder."
         )
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    if kind not in SUPPORTED:
-        names = ", ".join(f"{label} (model_type {key})" for key, label in SUPPORTED.items())
-        raise ValueError(
-            f"{config}: model_type is {kind!r}. Supported: {names}, in the Hugging Face (llava-hf) format."
-        )
+    _family_of(folder)
     if not any(folder.glob("*.safetensors")):
         found = next(iter(sorted(folder.glob("*.bin"))), None)
         state = f"only pickled weights ({found.name}), which are refused" if found else "no weights"
@@ -132,6 +131,14 @@ def _check_folder(folder: Path, asked: str | Path) -> None:
             f"{folder}: {state}. Convert them once with `model.save_pretrained(folder)`, "
             "which writes model.safetensors."
         )
+
+
+def _family_of(folder: Path) -> Family:
+    config = folder / "config.json"
+    try:
+        return by_model_type(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from None
 
 
 def _with_adapter(policy: Policy, folder: Path) -> Policy:
@@ -161,7 +168,8 @@ def add_lora(
     """Put a fresh LoRA adapter on the language model's linear layers; everything else is frozen.
 
     `target_modules` are leaf names (`q_proj`, ...), by default all linear layers of the language model; never
-    the vision tower and never `lm_head`. With `train_projector` the projector is trained in full, as a copy
+    the vision tower and never `lm_head`. What is trained is float32, whatever the base model is: steps of 1e-6 are
+    lost in bfloat16. With `train_projector` the projector is trained in full, as a copy
     that belongs to the adapter: it is saved with it, `PeftModel.from_pretrained` restores it, and `reference`
     sees the original. `seed` decides LoRA's random A. Changes `policy.model` in place, as PEFT does.
     """
@@ -171,7 +179,8 @@ def add_lora(
         raise ValueError(
             f"{policy.name}: the model has an adapter already; merge it or start from its base model."
         )
-    leaves = _language_linears(policy.model)
+    family = of_model(policy.model)
+    leaves = _language_linears(policy.model, family)
     wanted = leaves if target_modules is None else set(target_modules)
     if wanted - leaves:
         raise ValueError(
@@ -182,17 +191,33 @@ def add_lora(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=rf".*language_model\.(?:.*\.)?(?:{'|'.join(sorted(wanted))})",
-        modules_to_save=[PROJECTOR] if train_projector else None,
+        target_modules=rf".*{family.decoder}\.(?:.*\.)?(?:{'|'.join(sorted(wanted))})",
+        modules_to_save=[family.projector] if train_projector else None,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return replace(policy, model=get_peft_model(policy.model, config))
+        model = get_peft_model(policy.model, config)
+    _train_projector_in_float32(model)
+    return replace(policy, model=model)
 
 
-def _language_linears(model: nn.Module) -> set[str]:
-    pattern = re.compile(r"(?:.*\.)?language_model\.(?:.*\.)?([^.]+)")
+def _train_projector_in_float32(model: Any) -> None:
+    """PEFT does so with LoRA's weights, and copies the projector as it is."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for wrapper in [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]:
+        for trained in wrapper.modules_to_save.values():
+            if next(trained.parameters()).dtype in (torch.bfloat16, torch.float16):
+                trained.float().register_forward_pre_hook(_as_float32)
+
+
+def _as_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, torch.Tensor) else x for x in inputs)
+
+
+def _language_linears(model: nn.Module, family: Family) -> set[str]:
+    pattern = re.compile(rf"(?:.*\.)?{family.decoder}\.(?:.*\.)?([^.]+)")
     matches = ((pattern.fullmatch(name), module) for name, module in model.named_modules())
     return {
         m.group(1) for m, module in matches if m and isinstance(module, nn.Linear) and m.group(1) != "lm_head"
@@ -247,9 +272,10 @@ def parameter_groups(
     are left out.
     """
     groups: dict[str, list[nn.Parameter]] = {}
+    projector = of_model(policy.model).projector
     for name, parameter in policy.model.named_parameters():
         if parameter.requires_grad:
-            label = "projector" if PROJECTOR in name else "adapter"
+            label = "projector" if projector in name else "adapter"
             label += "" if parameter.ndim > 1 else "_no_decay"
             groups.setdefault(label, []).append(parameter)
     if not groups:
@@ -288,13 +314,30 @@ def answer_lead(processor: Any) -> str:
     """What the chat template writes between the generation prompt and the answer: " " for Vicuna, "" for
     ChatML.
     """
+    around = _around_answer(processor)
+    return " " if around is None else around[0]
+
+
+def end_token(processor: Any) -> int:
+    """The token that ends an answer: the special token that the chat template writes behind one ("<|im_end|>" in
+    ChatML), or else the tokenizer's end token.
+    """
+    tokenizer, around = processor.tokenizer, _around_answer(processor)
+    behind = "" if around is None else around[1]
+    ends = [token for token in tokenizer.all_special_tokens if token and behind.startswith(token)]
+    return tokenizer.convert_tokens_to_ids(max(ends, key=len)) if ends else tokenizer.eos_token_id
+
+
+def _around_answer(processor: Any) -> tuple[str, str] | None:
+    """What the chat template writes before and behind an answer; None where the generation prompt is none of it."""
     probe = "answer"
     start = prompt_text(processor, "question")
     turns = [*_user_turn("question"), {"role": "assistant", "content": [{"type": "text", "text": probe}]}]
     whole = processor.apply_chat_template(turns, tokenize=False)
     if not whole.startswith(start) or probe not in whole[len(start) :]:
-        return " "
-    return whole[len(start) :].split(probe)[0]
+        return None
+    before, behind = whole[len(start) :].split(probe, 1)
+    return before, behind
 
 
 def _user_turn(prompt: str) -> list[dict[str, Any]]:

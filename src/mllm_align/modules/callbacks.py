@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from mllm_align.modules import checkpoint
+from mllm_align.modules import checkpoint, parallel
 from mllm_align.modules.batches import MicroBatch
 from mllm_align.modules.figures import Figures, means, merge
 from mllm_align.modules.order import Plan, stable_seed
@@ -24,13 +24,16 @@ RATES = {"adapter": "lr", "projector": "projector_lr"}
 
 
 class SeedEachStep(pl.Callback):
-    """Dropout of a micro-batch depends on (seed, step, part) alone, so a resumed run repeats it."""
+    """Dropout of a micro-batch depends on (seed, step, part) alone, so a resumed run repeats it; every process but the
+    first has draws of its own.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: MicroBatch, batch_idx: int) -> None:
-        torch.manual_seed(stable_seed(self.seed, batch.plan.step, batch.plan.part))
+        own = [parallel.rank()] if parallel.rank() else []
+        torch.manual_seed(stable_seed(self.seed, batch.plan.step, batch.plan.part, *own))
 
 
 class StepScalars(pl.Callback):
@@ -50,15 +53,16 @@ class StepScalars(pl.Callback):
         # Before clipping, and before the scheduler moves on: the rates this step is taken with.
         self.rates = {RATES[g["name"]]: g["lr"] for g in optimizer.param_groups if g["name"] in RATES}
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        self.norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+        norms = [parallel.whole(norm) for norm in torch._foreach_norm(gradients)]
+        self.norm = torch.linalg.vector_norm(torch.stack(norms)).item()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: MicroBatch, batch_idx: int
     ) -> None:
-        self.parts.append(outputs["figures"])
+        self.parts += [outputs["figures"]] if batch.plan.scale else []
         if not stepped(trainer, batch_idx):
             return
-        figures = merge(self.parts)
+        figures = parallel.together(merge(self.parts))
         seconds = time.perf_counter() - (self.started or time.perf_counter())
         processed = figures.pop("tokens", None)
         values = means(figures) | self.rates | {"grad_norm": self.norm}
@@ -67,6 +71,16 @@ class StepScalars(pl.Callback):
         for listener in self.listeners:
             listener(batch.plan.step, values)
         self.parts, self.started = [], None
+
+
+class StopTogether(pl.Callback):
+    """A module that cannot go on in one process ends the training in all of them; the others would wait for it."""
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: MicroBatch, batch_idx: int
+    ) -> None:
+        if parallel.connected() and stepped(trainer, batch_idx):
+            trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
 
 
 class Checkpoints(pl.Callback):

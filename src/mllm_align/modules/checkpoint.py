@@ -17,21 +17,28 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mllm_align.modules.parallel import rank, spread_like, whole
+
 NAME = "checkpoint.safetensors"
 WEIGHT = "weight/"
 
 
 def save(folder: Path, model: nn.Module, optimizer: Any, scheduler: Any, step: int, run: str) -> None:
-    """Write the state after `step` optimiser steps, atomically. `run` tells which run it belongs to."""
+    """Write the state after `step` optimiser steps, atomically. `run` tells which run it belongs to.
+
+    Of several processes all must call it, since each may hold a part; the first one writes.
+    """
     names = _names(model)
-    tensors = {WEIGHT + name: p.detach().contiguous().cpu() for p, name in names.items()}
+    tensors = {WEIGHT + name: whole(p.detach()).contiguous().cpu() for p, name in names.items()}
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
             if not isinstance(value, Tensor):
                 raise TypeError(
                     f"optimiser state {key!r} is a {type(value).__name__}; only tensors can be stored"
                 )
-            tensors[f"{key}/{names[parameter]}"] = value.detach().contiguous().cpu()
+            tensors[f"{key}/{names[parameter]}"] = whole(value.detach()).contiguous().cpu()
+    if rank():
+        return
     state = {
         "step": step,
         "run": run,
@@ -82,7 +89,8 @@ def restore_optimizer(
         for key in file.keys():  # noqa: SIM118 - not a dict
             kind, name = key.split("/", 1)
             if kind + "/" != WEIGHT:
-                entries.setdefault(_place(order, names, name), {})[kind] = file.get_tensor(key)
+                at = _place(order, names, name)
+                entries.setdefault(at, {})[kind] = spread_like(file.get_tensor(key), order[at])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     # The schedule itself is code, not state.
     functions = scheduler.state_dict()["lr_lambdas"]

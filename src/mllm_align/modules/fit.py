@@ -17,9 +17,17 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
-from mllm_align.modules import checkpoint
+from mllm_align.launch import place
+from mllm_align.modules import checkpoint, parallel
 from mllm_align.modules.batches import MicroBatch, loader
-from mllm_align.modules.callbacks import Checkpoints, Scalars, SeedEachStep, Signals, StepScalars
+from mllm_align.modules.callbacks import (
+    Checkpoints,
+    Scalars,
+    SeedEachStep,
+    Signals,
+    StepScalars,
+    StopTogether,
+)
 from mllm_align.modules.order import Plan
 from mllm_align.modules.progress import bar
 from mllm_align.records import Group
@@ -37,6 +45,8 @@ class TrainerOptions:
 
     accelerator: str = "cpu"
     devices: int = 1
+    nodes: int = 1
+    strategy: str = "ddp"
     precision: str = "32-true"
     threads: int | None = None
     workers: int = 0
@@ -76,7 +86,7 @@ class Stream(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         epoch = self.trainer.current_epoch if self.trainer else 0
         plans = self.plan.micro_batches(self.first_epoch + epoch, self.first_place if epoch == 0 else 0)
-        return loader(self.data, plans, self.collate, self.workers)
+        return loader(self.data, parallel.shares(plans), self.collate, self.workers)
 
     def transfer_batch_to_device(
         self, batch: MicroBatch, device: torch.device, dataloader_idx: int
@@ -103,17 +113,19 @@ def fit(
     """Train `module.policy` on `data` and write its adapter to out_dir/adapter, with what `module.save_beside`,
     where it has that, writes into the same folder.
 
-    A step takes `batch_size * accumulate` Groups; `module.repeats`, where it has that, is how many steps in a
-    row take the same ones. `scalars(step, values)` hears of every optimiser step,
-    counted from 1; `on_resume(step)` is called once before the first, with the steps that a checkpoint in
-    `out_dir` holds already (0: none), so that a record can drop what was written beyond it. The checkpoint
-    goes when the adapter is there.
+    A step takes `batch_size * accumulate` Groups, whatever the number of processes that share it;
+    `module.repeats`, where it has that, is how many steps in a row take the same ones. `scalars(step, values)`
+    hears of every optimiser step, counted from 1; `on_resume(step)` is called once before the first, with the
+    steps that a checkpoint in `out_dir` holds already (0: none), so that a record can drop what was written
+    beyond it. The checkpoint goes when the adapter is there. Of several processes (`launch`) all call this, and
+    the first one writes.
 
     Raises ValueError for data the module cannot train on, and NonFiniteLoss at a loss that is NaN or
     infinite.
     """
     out = Path(out_dir)
     plan = Plan(len(data), batch_size, accumulate, epochs, seed, getattr(module, "repeats", 1))
+    leads = place(trainer.devices, trainer.nodes).leads
     module.check(data)
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
@@ -123,18 +135,22 @@ def fit(
     if state:
         checkpoint.restore_weights(out, module.model)
     on_resume(done)
-    if done < plan.total_steps:
-        with bar(title, plan.total_steps, done) as shown:
-            callbacks = [
-                SeedEachStep(seed),
-                StepScalars(plan, scalars, shown),
-                Checkpoints(out, trainer.checkpoint_every_steps, run, state, plan),
-            ]
-            stream = Stream(data, plan, done, module.collate, trainer.workers)
-            _run(module, stream, callbacks, trainer, gradient_clip, out)
-    adapter = save_adapter(module.model, out / ADAPTER, getattr(module, "save_beside", None))
-    checkpoint.remove(out)
-    return Fitted(adapter, plan.total_steps, done)
+    with parallel.disconnecting():
+        if done < plan.total_steps:
+            with bar(title if leads else None, plan.total_steps, done) as shown:
+                callbacks = [
+                    SeedEachStep(seed),
+                    StopTogether(),
+                    StepScalars(plan, scalars, shown),
+                    Checkpoints(out, trainer.checkpoint_every_steps, run, state, plan),
+                ]
+                stream = Stream(data, plan, done, module.collate, trainer.workers)
+                _run(module, stream, callbacks, trainer, gradient_clip, out)
+        parallel.gather(module.model)
+        if leads:
+            save_adapter(module.model, out / ADAPTER, getattr(module, "save_beside", None))
+            checkpoint.remove(out)
+    return Fitted(out / ADAPTER, plan.total_steps, done)
 
 
 def save_adapter(model: Any, folder: Path, beside: Callable[[Path], None] | None = None) -> Path:
@@ -162,7 +178,7 @@ def _run(
     out: Path,
 ) -> None:
     signals = Signals()
-    plan = stream.plan
+    plan, here = stream.plan, place(options.devices, options.nodes)
     with _quiet():
         runner = pl.Trainer(
             accelerator=options.accelerator,
@@ -179,6 +195,7 @@ def _run(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            **parallel.trainer_settings(options.strategy, options.nodes, here, module),
         )
         module.model.train()
         try:

@@ -74,7 +74,7 @@ class MicroPlan:
 
     `scale` times the sum of the losses is what `training_step` returns: Lightning divides it by
     `accumulate`, and the micro-batches of a step then add up to the sum over the step's Groups divided by
-    their number.
+    their number. With scale 0 the micro-batch counts for nothing (`parallel.share`).
     """
 
     indices: tuple[int, ...]

@@ -13,15 +13,18 @@ SHOWN = ("loss", "margin", "accuracy", "ties", "agreement")
 
 
 @contextmanager
-def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A function (step, figures) that moves the bar."""
+def bar(title: str | None, total: int, done: int = 0) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A function (step, figures) that moves the bar; without a title there is none."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(
-        *columns, TextColumn("{task.fields[figures]}"), console=console, disable=not console.is_terminal
+        *columns,
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        disable=title is None or not console.is_terminal,
     )
     with progress:
-        task = progress.add_task(title, total=total, completed=done, figures="")
+        task = progress.add_task(title or "", total=total, completed=done, figures="")
         yield lambda step, values: progress.update(task, completed=step, figures=line(values))
 
 

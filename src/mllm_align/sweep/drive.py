@@ -55,6 +55,7 @@ class LauncherConfig:
     table: str | None = None
     name: str | None = None
     plan_only: bool = False
+    estimate_only: bool = False
     fail_fast: bool = False
     retries: int = 0
 
@@ -80,6 +81,8 @@ def drive(
         sys.exit(REFUSED)
     if len(cells) < len(overrides):
         console.print(f"{len(overrides)} cells were asked for; those that are the same count once.")
+    if config.estimate_only:
+        return _estimated(cells)
     store = Store(config.store)
     name = sweep_name(config.name or config.table, cells)
     cells = [_named(planned, name) for planned in cells]
@@ -101,6 +104,15 @@ def drive(
     if code:
         sys.exit(code)
     return [(planned.overrides, report.outcomes[planned.name].metrics) for planned in cells]
+
+
+def _estimated(cells: Sequence[Planned]) -> Results:
+    """Every cell's estimate, and the hours of all; nothing is run."""
+    from mllm_align.estimate.run import tell
+
+    hours = [tell(" ".join(planned.overrides), planned.config) for planned in cells]
+    print(f"{len(hours)} cells: about {sum(hours):.1f} h one after the other")
+    return []
 
 
 def _settings(config: LauncherConfig) -> Settings:

@@ -12,6 +12,9 @@ from mllm_align.redact import redact_overrides
 from mllm_align.store import Stage, Store
 from mllm_align.sweep.cells import Planned
 
+# Cells and stages without an estimate that are named.
+SHOWN_UNKNOWN = 3
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -160,7 +163,10 @@ def _time_text(plan: Plan) -> str:
         return "nothing to run"
     if plan.seconds is None:
         return "unknown (no earlier run of these cells)"
-    unknown = f", not counting {', '.join(plan.unknown)} (never timed)" if plan.unknown else ""
+    named = list(plan.unknown[:SHOWN_UNKNOWN])
+    if len(plan.unknown) > SHOWN_UNKNOWN:
+        named.append(f"{len(plan.unknown) - SHOWN_UNKNOWN} more")
+    unknown = f", not counting {', '.join(named)} (never timed)" if named else ""
     return f"about {duration(plan.seconds)}{unknown}"
 
 

@@ -1,0 +1,263 @@
+"""Reads the rows of a published set, draws some of them, and says what became of each.
+
+Rows go by one at a time, and images stay where they are: a set of 80,000 rows takes the memory of its texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mllm_align.datasets.errors import SHOWN, BadDataError, Fault, Problem
+from mllm_align.datasets.fields import check_text
+from mllm_align.datasets.memory import uncollected
+from mllm_align.datasets.places import RowImage, column_bytes
+from mllm_align.datasets.published.draft import Draft, Form, Row
+from mllm_align.datasets.published.hub import resolve
+from mllm_align.datasets.published.pictures import Pictures
+from mllm_align.datasets.rows import find_files, kind_of, read_rows
+from mllm_align.records import Example, Group
+
+log = logging.getLogger(__name__)
+
+Built = tuple[list[Group], dict[str, Any]]
+# Decoded bytes of a row group up to which a stored set points at its images: what one image costs to reach. The
+# images of larger ones are copied into the stored set.
+REFER_BYTES = 256 * 2**20
+
+
+class Source(TypedDict, total=False):
+    """What every set's builder takes, see conf/dataset/published/shared/source.yaml."""
+
+    path: str
+    images: Sequence[str]
+    size: int | None
+    seed: int
+    on_bad_row: str
+    check_images: str
+
+
+@dataclass
+class Tally:
+    """What is counted while rows go by. `pairless` are rows without a pair, by the reason."""
+
+    rows: int = 0
+    good: int = 0
+    files: list[str] = field(default_factory=list)
+    pairless: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+    ids: Counter[str] = field(default_factory=Counter)
+
+    def report(self, used: int) -> dict[str, Any]:
+        """Plain data for the record."""
+        return {
+            "files": self.files,
+            "rows": self.rows,
+            "good": self.good,
+            "used": used,
+            "without_a_pair": dict(self.pairless),
+            "skipped": [str(problem) for problem in self.problems],
+            "notes": dict(self.notes),
+        }
+
+
+def read(name: str, form: Form, hint: Callable[[], str] | None = None, **source: Any) -> Built:
+    """The Groups of a set, in the order of its files, and the report; both go to the log.
+
+    `hint` says what the rows had where none was of use. Raises BadDataError.
+    """
+    size = source.get("size")
+    check_options(source)
+    tally = Tally()
+    groups = _groups(name, form, source, tally)
+    with uncollected():
+        drawn = list(groups) if size is None else draw(groups, size, source.get("seed", 0))
+    judge(tally, source, hint)
+    if size is not None and len(drawn) < size:
+        raise too_few(size, tally.good, source)
+    return drawn, told(tally, len(drawn))
+
+
+def ordered(
+    name: str, form: Form, hint: Callable[[], str] | None = None, **source: Any
+) -> tuple[list[Group], Tally]:
+    """Every Group of a set in the order that `draw` would take them, for whoever goes on until there are enough."""
+    check_options(source)
+    tally = Tally()
+    with uncollected():
+        groups = list(_groups(name, form, source, tally))
+    judge(tally, source, hint)
+    seed = source.get("seed", 0)
+    return sorted(groups, key=lambda group: _rank(seed, group.example.id)), tally
+
+
+def draw(groups: Iterator[Group], size: int, seed: int) -> list[Group]:
+    """The `size` Groups of lowest rank, in their order; no more are held in memory."""
+    ranked = ((_rank(seed, group.example.id), number, group) for number, group in enumerate(groups))
+    drawn = heapq.nsmallest(size, ranked, key=lambda item: item[:2])
+    return [group for _, _, group in sorted(drawn, key=lambda item: item[1])]
+
+
+def too_few(size: int, good: int, source: Any) -> BadDataError:
+    return BadDataError(
+        f"dataset.size={size:,}, but {source['path']} gives only {good:,}. Set dataset.size={good} or "
+        "dataset.size=null."
+    )
+
+
+def told(tally: Tally, used: int) -> dict[str, Any]:
+    """The report, which also goes to the log."""
+    skipped = tally.problems
+    parts = [f"{', '.join(tally.files)}: {tally.rows:,} rows, {tally.good:,} to use, {used:,} used"]
+    parts += [f"{reason}: {count:,}" for reason, count in {**tally.pairless, **tally.notes}.items()]
+    log.info("%s", "; ".join(parts))
+    if skipped:
+        shown = "\n".join(f"  {problem}" for problem in skipped[:SHOWN])
+        more = f"\n  ... and {len(skipped) - SHOWN:,} more." if len(skipped) > SHOWN else ""
+        log.warning("Skipped:\n%s%s", shown, more)
+    return tally.report(used)
+
+
+def judge(tally: Tally, source: Any, hint: Callable[[], str] | None) -> None:
+    """Raises BadDataError where rows can't be used, or none is of use."""
+    if tally.problems and source.get("on_bad_row", "stop") == "stop":
+        raise BadDataError(
+            f"{len(tally.problems):,} of {tally.rows:,} rows of {source['path']} can't be used; nothing was trained.",
+            tally.problems,
+            "Correct them, or set dataset.on_bad_row=skip to train on the other rows.",
+        )
+    if not tally.good:
+        reasons = "".join(f"; {reason}: {count:,}" for reason, count in tally.pairless.items())
+        raise BadDataError(
+            f"{source['path']} has nothing that can be used (of {tally.rows:,} rows{reasons}).",
+            tally.problems,
+            hint() if hint else "",
+        )
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogateescape")).digest()
+
+
+# --- rows to Groups -----------------------------------------------------------------------------------------
+
+
+def _groups(name: str, form: Form, source: Any, tally: Tally) -> Iterator[Group]:
+    pictures = Pictures(source.get("images") or (), source.get("check_images") == "whole")
+    files = find_files(resolve(str(source["path"])))
+    base = files[0].parent if len(files) == 1 else Path(os.path.commonpath(files))
+    for file in files:
+        shown = str(file.relative_to(base))
+        tally.files.append(shown)
+        for number, row in _rows(file):
+            tally.rows += 1
+            try:
+                if isinstance(row, Fault):
+                    raise row
+                drafts = list(form(row))
+                _check_texts(row, drafts)
+                place = f"{Path(shown).stem}:{number}"
+                groups = [_group(d, name, place, pictures, tally) for d in drafts if isinstance(d, Draft)]
+            except Fault as fault:
+                tally.problems.append(fault.at(shown, number))
+                continue
+            tally.pairless.update(reason for reason in drafts if isinstance(reason, str))
+            tally.good += len(groups)
+            yield from groups
+    tally.notes.update(pictures.notes)
+
+
+def _check_texts(row: Row, drafts: Sequence[Draft | str]) -> None:
+    """Raises Fault where a text that is kept was not UTF-8; `check_text`, which names the field, takes longer."""
+    for draft in drafts:
+        if isinstance(draft, Draft):
+            texts = [draft.prompt, draft.id or "", draft.reference or "", *(r.text for r in draft.responses)]
+            try:
+                "".join(texts).encode()
+            except UnicodeEncodeError:
+                check_text(row)
+
+
+def check_options(source: Any) -> None:
+    for name, options in (("on_bad_row", ("stop", "skip")), ("check_images", ("exists", "whole"))):
+        value = source.get(name, options[0])
+        if value not in options:
+            raise BadDataError(f"dataset.{name}={value} is not known. Use {' or '.join(options)}.")
+    size = source.get("size")
+    if size is not None and size < 1:
+        raise BadDataError(f"dataset.size={size} leaves nothing. Give a number from 1, or null for all rows.")
+
+
+def _group(draft: Draft, name: str, place: str, pictures: Pictures, tally: Tally) -> Group:
+    """Ids are unique, for draws are seeded by them; a name that repeats (an image's, say) gets a number."""
+    image = pictures.find(draft.image)
+    tally.notes.update(draft.notes)
+    own = f"{name}/{draft.id or place}"
+    tally.ids[own] += 1
+    if tally.ids[own] > 1:
+        tally.notes["ids that repeat, numbered"] += 1
+        own = f"{own}#{tally.ids[own]}"
+    example = Example(own, image, draft.prompt, draft.reference, draft.meta)
+    return Group(example, draft.responses, draft.preferences)
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Rows with their numbers; the images that a Parquet file holds stay there, as RowImages."""
+    kind = kind_of(file)
+    column = _image_column(file) if kind == "Parquet" else None
+    return read_rows(file, kind) if column is None else _parquet_rows(file, column)
+
+
+def _image_column(file: Path) -> str | None:
+    """The column of images with their bytes; None where the file names them only."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            schema = opened.schema_arrow
+            return next(
+                (name for name in ("image", "images") if name in schema.names and _binary(schema, name)), None
+            )
+    except (pa.ArrowException, OSError):
+        return None  # read_rows will say what is wrong
+
+
+def _binary(schema: pa.Schema, name: str) -> bool:
+    kind = schema.field(name).type
+    kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    if pa.types.is_struct(kind):
+        kind = next((part.type for part in kind if part.name == "bytes"), pa.null())
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _parquet_rows(file: Path, column: str) -> Iterator[tuple[int, Any]]:
+    number = 0
+    try:
+        with pq.ParquetFile(file) as opened:
+            names = [name for name in opened.schema_arrow.names if name != column]
+            for group in range(opened.num_row_groups):
+                refer = column_bytes(opened, column, group) <= REFER_BYTES
+                rows = opened.read_row_group(group, columns=names).to_pylist()
+                for index, row in enumerate(rows):
+                    number += 1
+                    key = f"{file.name}:{number}"
+                    yield number, {**row, column: RowImage(str(file), column, group, index, key, refer)}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        yield (
+            number + 1,
+            Fault(
+                None,
+                f"the Parquet file is cut short or damaged ({reason}); nothing from this row on can be read",
+                "Get a whole copy of the file",
+            ),
+        )

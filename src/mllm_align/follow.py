@@ -1,0 +1,30 @@
+"""A process that takes part in another one's training: reads the run's config from its input, and ends with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.WARNING, format="[%(asctime)s] %(levelname)s %(message)s")
+    config = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_leader, daemon=True).start()
+    from mllm_align.pipeline import plan_cell
+    from mllm_align.runs import follow
+
+    follow(plan_cell(config))
+    return 0
+
+
+def _end_with_leader() -> None:
+    """Nothing more is ever sent: the input ends when the process that started this one does."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
