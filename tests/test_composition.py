@@ -81,11 +81,12 @@ def parts() -> dict[tuple[str, str], Any]:
 def makes_sense(cell: Mapping[str, str], parts: Mapping[tuple[str, str], Any]) -> bool:
     sampler, when = cell["sampler"].split()
     config = {
-        "alignment": parts["alignment", cell["alignment"]],
+        "alignment": {**parts["alignment", cell["alignment"]], "batch_size": 2},
         "sampler": {**parts["sampler", sampler], "when": when},
         "annotator": parts["annotator", cell["annotator"]],
         "dataset": parts["dataset", cell["dataset"]],
         "benchmark": parts["benchmark", cell["alignment"]],
+        "trainer": {"devices": 1, "nodes": 1, "strategy": "ddp"},
     }
     # Reinforcement learning and reward models have no such option.
     if "logprobs" not in config["alignment"] and cell["logprobs"] != "sum":

@@ -2,8 +2,9 @@
 
 CHAIR (arXiv 1809.02156) singularises each token with pattern's `singularize`, which cuts an s wherever it finds one
 ("bus" -> "bu", "glass" -> "glas", "tennis" -> "tenni"), so a bus in the singular is never found. Scores depend on
-this. Pattern no longer installs, so its behaviour is written down here: first the words that stay as they are, then
-whole words with a singular of their own, then endings, of which the first that fits is replaced.
+this. Pattern (CLiPS, BSD-3; after B. Ferrer's Inflector, MIT) no longer installs, so its behaviour is written down
+here: first the words that stay as they are, then whole words with a singular of their own, then endings, of which the
+first that fits is replaced.
 """
 
 from __future__ import annotations
