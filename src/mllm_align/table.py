@@ -33,7 +33,7 @@ OF_COMPARISONS = ("report", "markdown", "csv", "latex")
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="table")
 def _main(cfg: DictConfig) -> None:
-    run = _run if cfg.table is None else _study
+    run = _run if cfg.get("table") is None else _study
     if code := say_errors_shortly(lambda: run(plain(cfg))):
         sys.exit(code)
 

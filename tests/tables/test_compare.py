@@ -211,3 +211,14 @@ def test_no_runs_at_all_is_an_error(tmp_path):
 
 def test_a_run_named_twice_counts_once(grid):
     assert len(load_runs([grid, grid / "runs" / "none-none" / "seed0", grid])) == 4
+
+
+def test_the_command_compares_without_a_table_of_the_study(tmp_path, capsys, monkeypatch) -> None:
+    from mllm_align.cli import main
+
+    write_run(tmp_path, "none", "none", n=10)
+    write_run(tmp_path, "dpo", n=10)
+    monkeypatch.chdir(tmp_path)
+    assert main(["table", f"runs=[{tmp_path}/runs]", f"csv={tmp_path}/all.csv"]) == 0
+    assert "dpo" in capsys.readouterr().out
+    assert (tmp_path / "all.csv").is_file()
