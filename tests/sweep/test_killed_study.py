@@ -11,7 +11,6 @@ pytestmark = pytest.mark.slow
 
 STUDY = [
     "alignment=dpo,online_dpo",
-    "annotator=oracle",
     "dataset.size=12",
     "alignment.epochs=2",
     "alignment.batch_size=4",
