@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "mllm_align"
 
 # From the bottom up: a module may import from its own layer and from the ones before it.
 LAYERS = [
-    {"records", "paths", "fingerprints", "host", "launch", "redact"},
+    {"records", "paths", "fingerprints", "host", "launch", "redact", "terminal"},
     {"scenes", "losses", "advantages", "noise", "store", "record", "estimate"},
     {"api", "compute", "models", "datasets", "benchmarks", "similarity"},
     {"samplers", "annotators"},

@@ -51,11 +51,7 @@ def test_every_table_has_columns_of_its_world(table, world) -> None:
     spec = read_spec(OmegaConf.to_container(config.table, resolve=True))
     row = plain(composed("train", f"world={world}", *spec.rows[-1].overrides))
     missing = {column.benchmark for column in spec.columns} - set(row["benchmark"]["tasks"])
-    if (world, row["alignment"]["makes"]) != (
-        "published",
-        "reward_model",
-    ):  # conf/benchmark/published/reward.yaml
-        assert not missing, f"{table} shows {sorted(missing)}, which its rows do not measure in world={world}"
+    assert not missing, f"{table} shows {sorted(missing)}, which its rows do not measure in world={world}"
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "judge"])
@@ -82,6 +78,18 @@ def test_the_judge_and_the_reward_model_s_data_are_the_world_s() -> None:
     reward = plain(composed("train", "world=published", "alignment=rloo"))["annotator"]
     assert reward["data"]["name"] == "published/vlfeedback"
     assert reward["train"]["batch_size"] * reward["train"]["accumulate"] == 32
+
+
+def test_reward_models_and_judges_are_tested_on_what_is_kept_aside() -> None:
+    config = plain(composed("train", "world=published", "alignment=reward_model"))
+    tested = {name: task["data"]["build"] for name, task in config["benchmark"]["tasks"].items()}
+    assert tested.keys() == {"reward_povid", "reward_rlhf_v", "reward_vlfeedback", "reward_llava_rlhf"}
+    asked = plain(composed("judge", "world=published", "dataset=published/rlhf_v"))["dataset"]["build"]
+    assert {build["split"] for build in (*tested.values(), asked)} == {"reward_heldout"}
+    assert config["dataset"]["build"]["split"] == "preference"
+    shares = {name: build["heldout"] for name, build in tested.items()}
+    assert shares == {**dict.fromkeys(tested, 0.05), "reward_rlhf_v": 0.1}
+    assert asked["heldout"] == 0.1
 
 
 def test_the_command_line_still_chooses() -> None:

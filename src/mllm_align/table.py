@@ -39,14 +39,13 @@ def _main(cfg: DictConfig) -> None:
 
 
 def _run(config: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from mllm_align.store import write_text
     from mllm_align.tables.compare import compare, render_csv, render_latex, render_markdown, render_terminal
+    from mllm_align.terminal import console
 
     comparison = compare(run_folders(config), config["baseline"])
-    console = Console(highlight=False)
-    console.print(render_terminal(comparison, console.width))
+    out = console()
+    out.print(render_terminal(comparison, out.width))
     for name, render in {"markdown": render_markdown, "csv": render_csv, "latex": render_latex}.items():
         if config[name]:
             write_text(Path(config[name]), render(comparison))
@@ -87,12 +86,11 @@ def sweep_cells(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _study(config: dict[str, Any]) -> None:
     """Render a table of the study from the runs of its rows."""
-    from rich.console import Console
-
     from mllm_align.store import write_text
     from mllm_align.tables import render_study
     from mllm_align.tables.spec import read_spec
     from mllm_align.tables.study import make_table
+    from mllm_align.terminal import console
 
     if given := [name for name in OF_COMPARISONS if config[name] is not None]:
         raise ValueError(
@@ -101,8 +99,8 @@ def _study(config: dict[str, Any]) -> None:
     spec = read_spec(config["table"])
     runs, scorers, outputs = (planned_runs if config["sweep"] is None else sweep_runs)(spec, config)
     table = make_table(spec, runs, scorers)
-    console = Console(highlight=False)
-    console.print(render_study.render_terminal(table, console.width))
+    out = console()
+    out.print(render_study.render_terminal(table, out.width))
     renderers = {
         "md": render_study.render_markdown,
         "tex": render_study.render_latex,

@@ -55,17 +55,19 @@ def _run(config: dict[str, Any], overrides: list[str]) -> None:
         return
     cell = plan_cell(config)
     if config["plan"]:
-        from rich.console import Console
-
         from mllm_align.store import Store
         from mllm_align.sweep.cells import Planned
         from mllm_align.sweep.plan import make_plan, show
+        from mllm_align.terminal import console
 
         show(
             make_plan(
-                [Planned(cell, tuple(overrides), config)], Store(cell.outputs / "store"), cell.outputs, 1
+                [Planned(cell, tuple(item for item in overrides if item != "plan=true"), config)],
+                Store(cell.outputs / "store"),
+                cell.outputs,
+                1,
             ),
-            Console(),
+            console(),
             1,
             None,
         )

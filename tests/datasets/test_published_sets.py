@@ -329,3 +329,59 @@ def test_a_draw_does_not_depend_on_the_order_of_the_rows(tmp_path, coco):
 def test_a_draw_larger_than_the_set_names_what_there_is(tmp_path, coco):
     with pytest.raises(BadDataError, match=r"dataset\.size=61, but .* gives only 60\. Set dataset\.size=60"):
         drawn(many(tmp_path), coco, 61)
+
+
+# --- what is kept aside --------------------------------------------------------------------------------------
+
+
+def numbered(tmp_path, year: str, row, count: int = 60) -> tuple[str, list[dict]]:
+    """A folder with COCO pictures 1 .. count under the year's names, and a row about each."""
+    names = [f"{year}{number:012}" for number in range(1, count + 1)]
+    for name in names:
+        photo(tmp_path / f"images{year}", f"{name}.jpg")
+    return str(tmp_path / f"images{year}"), [row(id=name, image=f"{name}.jpg") for name in names]
+
+
+def pictures_of(groups) -> set[int]:
+    return {int(group.example.image.key[-16:-4]) for group in groups}
+
+
+def test_the_splits_share_no_picture_and_agree_between_sets(tmp_path):
+    held = {}
+    for build, row, year in [
+        (sets.povid, rows.povid, "COCO_train2014_"),
+        (sets.llava_rlhf, rows.llava_rlhf, ""),
+    ]:
+        images, found = numbered(tmp_path, year, row)
+        found += found[:20]  # pictures with two rows
+        path = saved(tmp_path, *found, name=f"{year}rows.json")
+        parts = {
+            split: build(path=path, images=[images], heldout=0.3, split=split)
+            for split in ("preference", "reward_heldout")
+        }
+        (kept, report), (held[build], _) = parts.values()
+        assert len(kept) + len(held[build]) == len(found) == 80
+        assert not pictures_of(kept) & pictures_of(held[build])
+        assert 10 < len(held[build]) < 40
+        assert report["notes"]["held out (dataset.split=reward_heldout)"] == len(held[build])
+        everything, _ = build(path=path, images=[images])
+        assert len(everything) == 80
+    assert pictures_of(held[sets.povid]) == pictures_of(held[sets.llava_rlhf])
+
+
+def test_rows_with_embedded_images_are_split_by_their_picture_s_name(tmp_path):
+    table = pa.Table.from_pylist(
+        [rows.rlaif_v(idx=str(i), image_path=f"{i % 20}.jpg") for i in range(60)]  # three rows a picture
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    held, _ = sets.rlaif_v(path=str(tmp_path / "a.parquet"), heldout=0.5, split="reward_heldout")
+    kept, _ = sets.rlaif_v(path=str(tmp_path / "a.parquet"), heldout=0.5)
+    names = [{group.example.meta["image_path"] for group in groups} for groups in (held, kept)]
+    assert all(names)
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize(("option", "value"), [("heldout", 1.0), ("heldout", -0.1), ("split", "test")])
+def test_unknown_splits_are_refused(option, value):
+    with pytest.raises(BadDataError, match=rf"dataset\.{option}={value}"):
+        sets.povid(path="rows.json", **{option: value})

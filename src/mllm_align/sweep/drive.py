@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
 
+from mllm_align import terminal
 from mllm_align.host import usable_cores
 from mllm_align.redact import redact_overrides
 from mllm_align.store import Store, load
@@ -67,7 +68,7 @@ def drive(
 
     Raises SystemExit: 2 where a cell was refused and nothing ran, 1 where one failed, 130 after Ctrl-C.
     """
-    console = Console(highlight=False)
+    console = terminal.console()
     _drop_hydras_copy(master)
     try:
         settings = _settings(config)

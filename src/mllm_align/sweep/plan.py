@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Column, Table
+from rich.text import Text
 
 from mllm_align.record import read_record
 from mllm_align.redact import redact_overrides
@@ -103,28 +105,25 @@ def show(plan: Plan, console: Console, workers: int, threads: int | None) -> Non
 
 
 def _cells_table(plan: Plan) -> Table:
-    table = Table(
-        Column("cell", overflow="fold"),
-        Column("its own settings", overflow="fold"),
-        "seeds",
-        "finished",
-        "to run",
-        "to continue",
-        "estimate a seed",
-        title="Cells",
-    )
+    """A cell in two lines: its label, and what sets it apart from the others."""
+    table = Table(Column("cell", overflow="fold"), "seeds", "each takes", title="Cells", box=SIMPLE_HEAD)
     cells = (*plan.finished, *plan.pending)
     own = own_settings(cells)
     for label in dict.fromkeys(planned.cell.label for planned in cells):
-        finished = _seeds(plan.finished, label)
-        continued = _seeds(plan.continued, label)
-        fresh = [seed for seed in _seeds(plan.pending, label) if seed not in continued]
-        every = sorted({*finished, *continued, *fresh})
         estimate = next((p.cell.estimate_seconds() for p in plan.pending if p.cell.label == label), 0.0)
-        columns = [_join(every), _join(finished), _join(fresh), _join(continued)]
         time = "unknown" if estimate is None else duration(estimate) if estimate else ""
-        table.add_row(label, " ".join(own[label]), *columns, time)
+        told = Text(label)
+        told.append(f"\n  {' '.join(own[label])}" if own[label] else "", style="dim")
+        table.add_row(told, "\n".join(_seeds_in_words(plan, label)), time)
     return table
+
+
+def _seeds_in_words(plan: Plan, label: str) -> list[str]:
+    """The seeds of a cell by what becomes of them, such as `finished: 0` and `to run: 1 2`."""
+    continued = _seeds(plan.continued, label)
+    fresh = [seed for seed in _seeds(plan.pending, label) if seed not in continued]
+    parts = {"finished": _seeds(plan.finished, label), "to continue": continued, "to run": fresh}
+    return [f"{what}: {' '.join(map(str, seeds))}" for what, seeds in parts.items() if seeds]
 
 
 def own_settings(cells: Sequence[Planned]) -> dict[str, tuple[str, ...]]:
@@ -138,7 +137,7 @@ def own_settings(cells: Sequence[Planned]) -> dict[str, tuple[str, ...]]:
 
 
 def _stages_table(plan: Plan) -> Table:
-    table = Table("stage", "unique", "stored or not needed", "to build", title="Stages")
+    table = Table("stage", "unique", "stored or not needed", "to build", title="Stages", box=SIMPLE_HEAD)
     for name in dict.fromkeys(stage.name for stage in plan.stages.values()):
         unique = sum(stage.name == name for stage in plan.stages.values())
         missing = sum(stage.name == name for stage in plan.missing.values())
@@ -148,10 +147,6 @@ def _stages_table(plan: Plan) -> Table:
 
 def _seeds(cells: Sequence[Planned], label: str) -> list[int]:
     return [planned.cell.seed for planned in cells if planned.cell.label == label]
-
-
-def _join(seeds: Sequence[int]) -> str:
-    return " ".join(str(seed) for seed in seeds) or "-"
 
 
 def _count(number: int, noun: str) -> str:

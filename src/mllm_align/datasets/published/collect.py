@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ from mllm_align.datasets.memory import uncollected
 from mllm_align.datasets.places import RowImage, column_bytes
 from mllm_align.datasets.published.draft import Draft, Form, Row
 from mllm_align.datasets.published.hub import resolve
-from mllm_align.datasets.published.pictures import Pictures
+from mllm_align.datasets.published.pictures import Pictures, coco_id
 from mllm_align.datasets.rows import find_files, kind_of, read_rows
 from mllm_align.records import Example, Group
 
@@ -34,6 +34,8 @@ Built = tuple[list[Group], dict[str, Any]]
 # Decoded bytes of a row group up to which a stored set points at its images: what one image costs to reach. The
 # images of larger ones are copied into the stored set.
 REFER_BYTES = 256 * 2**20
+SPLITS = ("preference", "reward_heldout")
+OTHER_SPLIT = {"preference": "held out (dataset.split=reward_heldout)", "reward_heldout": "not held out"}
 
 
 class Source(TypedDict, total=False):
@@ -41,6 +43,8 @@ class Source(TypedDict, total=False):
 
     path: str
     images: Sequence[str]
+    split: str
+    heldout: float
     size: int | None
     seed: int
     on_bad_row: str
@@ -109,6 +113,23 @@ def draw(groups: Iterator[Group], size: int, seed: int) -> list[Group]:
     return [group for _, _, group in sorted(drawn, key=lambda item: item[1])]
 
 
+def in_split(example: Example, source: Any) -> bool:
+    """Whether an Example is of the split that is read: all rows about an image are of the same one.
+
+    The name of its picture decides: COCO's number, where it has one, so that a picture is on the same side in all sets.
+    """
+    name = PurePosixPath(str(example.meta.get("image_path") or example.image.key)).name
+    number = coco_id(name)
+    held_out = _share("heldout", name if number is None else str(number)) < source.get("heldout", 0.0)
+    return held_out == (source.get("split", SPLITS[0]) == "reward_heldout")
+
+
+def _share(*names: str) -> float:
+    """A number from 0 to 1 that the names decide."""
+    digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
 def too_few(size: int, good: int, source: Any) -> BadDataError:
     return BadDataError(
         f"dataset.size={size:,}, but {source['path']} gives only {good:,}. Set dataset.size={good} or "
@@ -173,8 +194,11 @@ def _groups(name: str, form: Form, source: Any, tally: Tally) -> Iterator[Group]
                 tally.problems.append(fault.at(shown, number))
                 continue
             tally.pairless.update(reason for reason in drafts if isinstance(reason, str))
-            tally.good += len(groups)
-            yield from groups
+            kept = [group for group in groups if in_split(group.example, source)]
+            if len(kept) < len(groups):
+                tally.notes[OTHER_SPLIT[source.get("split", SPLITS[0])]] += len(groups) - len(kept)
+            tally.good += len(kept)
+            yield from kept
     tally.notes.update(pictures.notes)
 
 
@@ -190,10 +214,16 @@ def _check_texts(row: Row, drafts: Sequence[Draft | str]) -> None:
 
 
 def check_options(source: Any) -> None:
-    for name, options in (("on_bad_row", ("stop", "skip")), ("check_images", ("exists", "whole"))):
+    known = {"on_bad_row": ("stop", "skip"), "check_images": ("exists", "whole"), "split": SPLITS}
+    for name, options in known.items():
         value = source.get(name, options[0])
         if value not in options:
             raise BadDataError(f"dataset.{name}={value} is not known. Use {' or '.join(options)}.")
+    heldout = source.get("heldout", 0.0)
+    if not 0 <= heldout < 1:
+        raise BadDataError(
+            f"dataset.heldout={heldout} is not a share. Give a number from 0 up to, not including, 1."
+        )
     size = source.get("size")
     if size is not None and size < 1:
         raise BadDataError(f"dataset.size={size} leaves nothing. Give a number from 1, or null for all rows.")
