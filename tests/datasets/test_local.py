@@ -13,8 +13,10 @@ import pytest
 from photos import encoded, picture, png_of_size, shared_files, write_jsonl
 
 from mllm_align.datasets.errors import BadDataError
+from mllm_align.datasets.images import BytesImage, FileImage
 from mllm_align.datasets.local import build, load_local, read_local
-from mllm_align.datasets.parquet import write_groups
+from mllm_align.datasets.parquet import read_groups, write_groups
+from mllm_align.datasets.places import RowImage
 from mllm_align.records import Example, Group, Preference, Response
 
 USER, ASSISTANT = "user", "assistant"
@@ -422,3 +424,55 @@ def test_a_draw_depends_on_the_seed_and_not_on_the_order_and_is_nested(root):
     drawn = [int(group.example.id[1:]) for group in load_local(path, size=10)]
     assert drawn == sorted(drawn)
     assert ids(path, 50, 3) == {f"r{i}" for i in range(50)}
+
+
+# --- images inside Parquet files -------------------------------------------------------------------------------
+
+
+def embedded_rows(count: int, column: str = "images") -> list[dict]:
+    """Rows with their images inside."""
+    image = [{"bytes": encoded(picture(seed=seed)), "path": f"{seed}.jpg"} for seed in range(count)]
+    plain = {key: value for key, value in row().items() if key != "image"}
+    return [
+        {**plain, column: [one] if column == "images" else one, "prompt": f"{n}?"}
+        for n, one in enumerate(image)
+    ]
+
+
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_large_sets_of_images_stay_in_their_files(column, root, monkeypatch):
+    rows = embedded_rows(7, column)
+    for shard, part in enumerate((rows[:5], rows[5:])):
+        table = pa.Table.from_pylist(part)
+        pq.write_table(table, root / f"train-{shard}.parquet", row_group_size=2)
+    held = load_local(str(root / "train-*"))
+    assert {type(group.example.image) for group in held} == {BytesImage}
+    monkeypatch.setattr("mllm_align.datasets.embedded.HELD", 1000)
+    referred = load_local(str(root / "train-*"))
+    assert {type(group.example.image) for group in referred} == {RowImage}
+    assert [g.example.image.encoded() for g in referred] == [g.example.image.encoded() for g in held]
+    assert [g.example.image.key for g in referred] == [g.example.image.key for g in held]
+    assert referred[5].example.image.place["parquet"] == str(root / "train-1.parquet")
+    drawn = load_local(str(root / "train-*"), size=3, seed=1)
+    assert [(g.example.prompt, g.example.image.encoded()) for g in drawn] == [
+        (g.example.prompt, g.example.image.encoded())
+        for g in held
+        if g.example.id in {d.example.id for d in drawn}
+    ]
+    write_groups(root / "set", referred, refer=True)
+    assert read_groups(root / "set") == referred
+
+
+def test_large_sets_of_images_with_bad_rows_and_other_files(root, monkeypatch):
+    monkeypatch.setattr("mllm_align.datasets.embedded.HELD", 1000)
+    rows = embedded_rows(4)
+    rows[1]["images"] = [{"bytes": b"no image", "path": None}]
+    rows[2]["images"] = rows[2]["images"] * 2
+    rows[3]["images"] = [{"bytes": None, "path": "b.jpg"}]
+    pq.write_table(pa.Table.from_pylist(rows), root / "a.parquet", row_group_size=3)
+    pq.write_table(pa.Table.from_pylist([row(image=photo())]), root / "b.parquet")
+    local = read_local(str(root / "*.parquet"), on_bad_row="skip")
+    assert [type(group.example.image) for group in local.groups] == [RowImage, FileImage, BytesImage]
+    damaged, several = map(str, local.report.skipped)
+    assert "row 2, field 'images'" in damaged
+    assert "row 3, field 'images': has 2 images" in several

@@ -1,4 +1,4 @@
-"""Every option of conf/dataset/published composes, and what it composes can be called; hub paths."""
+"""Every option of conf/dataset/published composes, and what it composes can be called."""
 
 import json
 
@@ -14,7 +14,6 @@ from mllm_align import stages
 from mllm_align.datasets.errors import BadDataError
 from mllm_align.datasets.parquet import read_groups
 from mllm_align.datasets.published import sets
-from mllm_align.datasets.published.hub import resolve
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import preferences_stage
 from mllm_align.store import Store
@@ -111,44 +110,3 @@ def test_another_subsample_is_another_stage(root):
 def test_unknown_rules_are_refused(build, option):
     with pytest.raises(BadDataError, match=rf"dataset\.{next(iter(option))}=x is not known\. Use "):
         build(path="rows.json", **option)
-
-
-# --- the hub -------------------------------------------------------------------------------------------------
-
-
-def test_hub_paths(tmp_path, monkeypatch):
-    """The file of the snapshot that the hub's own client downloads."""
-    asked = []
-
-    def snapshot(repository, **options):
-        asked.append((repository, options))
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    (tmp_path / "data").mkdir()
-    write_jsonl(tmp_path / "data" / "a.jsonl", [rows.povid()])
-    photo(tmp_path, f"COCO_train2014_{NUMBER}.jpg")
-    groups, _ = sets.povid(path="hub://owner/name@v1/data/a.jsonl", images=["hub://owner/images"])
-    assert len(groups) == 1
-    assert asked == [
-        ("owner/images", {"repo_type": "dataset", "revision": None, "allow_patterns": None}),
-        (
-            "owner/name",
-            {"repo_type": "dataset", "revision": "v1", "allow_patterns": ["data/a.jsonl", "data/a.jsonl/*"]},
-        ),
-    ]
-    with pytest.raises(BadDataError, match=r"the dataset owner/name has no b\.jsonl"):
-        resolve("hub://owner/name/b.jsonl")
-    with pytest.raises(BadDataError, match="names no dataset"):
-        resolve("hub://owner")
-
-
-def test_without_a_network_it_says_what_to_copy(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        BadDataError, match=r"can't be downloaded \(HF_HUB_OFFLINE is set\).*copy rows\.parquet of"
-    ):
-        resolve("hub://owner/name/rows.parquet")

@@ -84,6 +84,19 @@ def test_forms_with_embedded_images(form, tmp_path):
     assert all(isinstance(group.example.image, RowImage) for group in groups)  # not in memory
 
 
+def test_the_first_release_of_rlhf_v_is_told_where_todays_is(tmp_path):
+    row = {
+        "dataset_name": "RLHF-V",
+        "text": "eyJxdWVzdGlvbiI6",
+        "origin_split": "eyJtb2RlbCI6",
+        "image_path": "a.jpg",
+    }
+    with pytest.raises(
+        BadDataError, match=r"first release.*hub://openbmb/RLHF-V-Dataset/RLHF-V-Dataset\.parquet"
+    ):
+        sets.rlhf_v(path=str(write_jsonl(tmp_path / "a.jsonl", [row])))
+
+
 def test_rlhf_v_text_may_be_an_object(tmp_path):
     row = rows.rlhf_v() | {"text": {"question": QUESTION, "chosen": GOOD, "rejected": BAD}}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")

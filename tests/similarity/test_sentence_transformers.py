@@ -63,7 +63,7 @@ def test_unequal_lists_are_refused(package) -> None:
 
 def test_a_missing_package_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ValueError, match="pip install sentence-transformers"):
+    with pytest.raises(ValueError, match=r"pip install 'mllm-align\[bdhs\]'"):
         SentenceTransformers()(["a"], ["b"])
 
 

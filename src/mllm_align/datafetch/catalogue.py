@@ -17,9 +17,9 @@ class Item:
     """Files of one source that belong together.
 
     into: the folder that they go to. files: names in the repository `hub`, `*` standing for anything, or addresses;
-    a zip archive among them is unpacked where `unpacked` names what that makes. there: a path that exists when the item
-    does, if not the files themselves. size: about so many bytes. sha256: of the only file, where one is published.
-    licence: its name; `terms` what it asks beyond that. by_hand: how to get what no program may fetch.
+    a zip archive among them is unpacked where `unpacked` names what that makes. size: about so many bytes. sha256: of
+    the only file, where one is published. licence: its name; `terms` what it asks beyond that. by_hand: how to get
+    what no program may fetch.
     """
 
     into: str
@@ -36,6 +36,13 @@ class Item:
     @property
     def non_commercial(self) -> bool:
         return "NC" in self.licence.split("-")
+
+    @property
+    def names(self) -> list[str]:
+        """What it makes in its folder: a name or a pattern for each of `files`, or what unpacking makes."""
+        if self.unpacked:
+            return [self.unpacked]
+        return [name.rsplit("/", 1)[-1] if "://" in name else name for name in self.files]
 
     @property
     def source(self) -> str:
@@ -142,15 +149,28 @@ DATA: Mapping[str, Item] = {
         licence="MIT",
     ),
     "chair_synonyms": Item(
-        "chair", (f"{GITHUB}/LisaAnne/Hallucination/master/data/synonyms.txt",), size=5_000
+        "chair",
+        (f"{GITHUB}/LisaAnne/Hallucination/master/data/synonyms.txt",),
+        size=3_577,
+        licence="BSD-2-Clause",
     ),
     "object_halbench": Item(
         "objhalbench",
         (f"{GITHUB}/RLHF-V/RLHF-V/main/eval/data/obj_halbench_300_with_image.jsonl",),
         size=63_500_000,
         sha256="e89c705f3cdebc35b7863878e059c88a97506767b87ad17014d58428ce6547a7",
-        licence="Apache-2.0 (code)",
-        terms=FLICKR,
+        licence="CC-BY-NC-4.0",
+        terms=f"{NC}; {FLICKR}",
+    ),
+    "object_halbench_rules": Item(
+        "objhalbench",
+        (
+            f"{GITHUB}/RLHF-V/RLHF-V/main/eval/data/synonyms_refine.txt",
+            f"{GITHUB}/RLHF-V/RLHF-V/main/eval/eval_gpt_obj_halbench.py",
+        ),
+        size=31_960,
+        licence="Apache-2.0 (script), CC-BY-NC-4.0 (data)",
+        terms=NC,
     ),
     "mmhal": Item(
         "mmhal",
@@ -161,9 +181,11 @@ DATA: Mapping[str, Item] = {
     ),
     "mmhal_images": Item(
         "mmhal",
+        ("https://huggingface.co/datasets/Shengcao1006/MMHal-Bench/resolve/main/test_data.zip",),
         unpacked="images",
+        size=170_000_000,
+        licence="Apache-2.0",
         terms=FLICKR,
-        by_hand="test_data.zip of huggingface.co/datasets/Shengcao1006/MMHal-Bench: put its 96 images there",
     ),
     "llava_w": Item(
         "llava_bench_wild",
@@ -260,7 +282,6 @@ MODELS: Mapping[str, Item] = {
 }
 
 VLFEEDBACK = ("vlfeedback",)
-CHAIR = ("chair_synonyms", "coco_annotations", "coco_val2014")
 # Option of a config group -> the items of DATA that it reads.
 DATASETS: Mapping[str, tuple[str, ...]] = {
     "published/povid": ("povid", "coco_train2014"),
@@ -276,11 +297,13 @@ DATASETS: Mapping[str, tuple[str, ...]] = {
     "published/stic": ("stic",),
     "published/llava_instruct": ("llava_instruct", "coco_train2017"),
 }
+# The sets on whose rows reward models are tested (conf/benchmark/published/reward.yaml).
+REWARD = ("povid", "rlhf_v", "vlfeedback", "llava_rlhf")
 BENCHMARKS: Mapping[str, tuple[str, ...]] = {
     "published/pope": ("pope", "coco_val2014"),
-    "published/chair": CHAIR,
-    "published/recall": (*CHAIR, "object_halbench"),
-    "published/object_halbench": (*CHAIR, "object_halbench"),
+    "published/chair": ("chair_synonyms", "coco_annotations", "coco_val2014"),
+    "published/recall": ("chair_synonyms", "coco_annotations", "object_halbench"),
+    "published/object_halbench": ("object_halbench", "object_halbench_rules", "coco_annotations"),
     "published/mmhal": ("mmhal", "mmhal_images"),
     "published/mmhal_v": ("mmhal", "mmhal_images"),
     "published/llava_w": ("llava_w", "llava_w_rule"),
@@ -288,7 +311,10 @@ BENCHMARKS: Mapping[str, tuple[str, ...]] = {
     "published/gqa": ("gqa", "gqa_images"),
     "published/mmvet": ("mmvet", "mmvet_prompt"),
     "published/amber": ("amber", "amber_images"),
+    "published/reward": tuple(name for option in REWARD for name in DATASETS[f"published/{option}"]),
 }
+# What benchmark=published stands for (conf/benchmark/published.yaml).
+STUDY = ("pope", "recall", "mmhal", "mmhal_v", "llava_w", "textvqa", "gqa", "mmvet")
 
 
 def items_of(axis: str, option: str) -> list[tuple[str, Item]]:
@@ -310,9 +336,8 @@ def items_of(axis: str, option: str) -> list[tuple[str, Item]]:
         table = DATASETS if axis == "dataset" else BENCHMARKS
         known = list(table)
         if axis == "benchmark" and option == "published":
-            return [
-                ("data", DATA[name]) for name in dict.fromkeys(n for names in table.values() for n in names)
-            ]
+            names = dict.fromkeys(name for one in STUDY for name in table[f"published/{one}"])
+            return [("data", DATA[name]) for name in names]
         if option in table:
             return [("data", DATA[name]) for name in table[option]]
     raise ValueError(

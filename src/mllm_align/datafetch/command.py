@@ -155,8 +155,7 @@ def copied(folder: Path, item: Item) -> bool:
         return (folder / item.unpacked).exists()
     if item.kind == "model":
         return (folder / "config.json").is_file() and whole_weights(folder)
-    names = [name.rsplit("/", 1)[-1] if "://" in name else name for name in item.files]
-    return all(any(folder.glob(name)) for name in names)
+    return all(any(folder.glob(name)) for name in item.names)
 
 
 def noted(folder: Path) -> list[str]:

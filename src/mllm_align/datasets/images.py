@@ -72,11 +72,14 @@ def inside(root: Path, path: str) -> Path:
     except (ValueError, OSError, RuntimeError) as error:  # a NUL character, a name too long, a loop of links
         raise Fault("images", f"not a usable path ({error}): {path!r}", "Correct the path") from None
     if not target.is_relative_to(whole):
-        raise Fault(
-            "images",
-            f"the path {path} leaves the image root {root}",
-            "Name a file below it, or set dataset.image_root to the folder that holds all the images",
-        )
+        linked = Path(os.path.normpath(whole / path))
+        if not (linked.is_relative_to(whole) and target.parent == _blobs(whole)):
+            raise Fault(
+                "images",
+                f"the path {path} leaves the image root {root}",
+                "Name a file below it, or set dataset.image_root to the folder that holds all the images",
+            )
+        target = linked
     if not target.is_file():
         state = "is a folder" if target.is_dir() else "is not there"
         raise Fault(
@@ -85,6 +88,14 @@ def inside(root: Path, path: str) -> Path:
             "Put the image there, or set dataset.image_root to the folder that the paths start from",
         )
     return target
+
+
+def _blobs(root: Path) -> Path | None:
+    """Where the links of a folder in the cache of the Hugging Face hub lead: blobs/ beside snapshots/<commit>/."""
+    for folder in root.parents:
+        if folder.name == "snapshots" and folder.parent.name.startswith("datasets--"):
+            return folder.parent / "blobs"
+    return None
 
 
 def state(path: str, image_root: str | None = None) -> str:

@@ -19,8 +19,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mllm_align.datasets.embedded import Embedded, too_many
 from mllm_align.datasets.errors import SHOWN, BadDataError, Fault, Problem
 from mllm_align.datasets.fields import Pair, check_text, image_ref, standard
+from mllm_align.datasets.hub import resolve
 from mllm_align.datasets.images import BytesImage, FileImage, check
 from mllm_align.datasets.parquet import from_row, is_ours
 from mllm_align.datasets.povid import is_povid, povid, povid_image
@@ -85,9 +87,9 @@ def read_local(
 ) -> Local:
     """Reads and checks every row.
 
-    `path`: a file, a folder or a pattern. `image_root`: where relative image paths start, by default the
-    folder of the data. `size`: draws so many of the good rows, the same ones for the same `seed` whatever
-    their order; a smaller draw is part of a larger one. Raises BadDataError.
+    `path`: a file, a folder or a pattern, here or on the hub (hub://owner/name/file). `image_root`: where relative
+    image paths start, by default the folder of the data. `size`: draws so many of the good rows, the same ones for
+    the same `seed` whatever their order; a smaller draw is part of a larger one. Raises BadDataError.
     """
     if on_bad_row not in ("stop", "skip"):
         raise BadDataError(f"dataset.on_bad_row={on_bad_row} is not known. Use stop or skip.")
@@ -97,7 +99,10 @@ def read_local(
     root = _image_root(image_root, files)
     tally = _Tally()
     base = files[0].parent if len(files) == 1 else Path(os.path.commonpath(files))
-    groups = (group for file in files for group in _read(file, file.relative_to(base), root, tally))
+    many = too_many(files)
+    groups = (
+        group for file in files for group in _read(file, file.relative_to(base), root, tally, many.get(file))
+    )
     drawn = list(groups) if size is None else _draw(groups, size, seed)
     _judge(tally, path, on_bad_row)
     if size is not None and len(drawn) < size:
@@ -126,7 +131,7 @@ class _Tally:
 
 
 def _image_root(image_root: str | None, files: list[Path]) -> Path:
-    root = Path(image_root).expanduser() if image_root is not None else files[0].parent
+    root = resolve(image_root, "dataset.image_root") if image_root is not None else files[0].parent
     if not root.is_dir():
         raise BadDataError(
             f"dataset.image_root={image_root} is not a folder. Name the folder that holds the images."
@@ -157,7 +162,8 @@ def _rank(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
 
 
-def _read(file: Path, name: Path, root: Path, tally: _Tally) -> Iterator[Group]:
+def _read(file: Path, name: Path, root: Path, tally: _Tally, embedded: Embedded | None) -> Iterator[Group]:
+    """The good rows of a file; their images stay in it where it is `embedded`."""
     kind = kind_of(file)
     for number, row in read_rows(file, kind):
         tally.rows += 1
@@ -171,6 +177,9 @@ def _read(file: Path, name: Path, root: Path, tally: _Tally) -> Iterator[Group]:
         except Fault as fault:
             tally.problems.append(fault.at(str(name), number))
             continue
+        if embedded is not None and isinstance(group.example.image, BytesImage):
+            image = embedded.image(number, group.example.image.key)
+            group = replace(group, example=replace(group.example, image=image))
         tally.good += 1
         tally.forms[f"{kind}, {form}"] += 1
         yield group

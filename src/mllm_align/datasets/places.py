@@ -24,6 +24,9 @@ from mllm_align.datasets.images import FileImage, decode
 
 # Bytes of a row group's image column that are decoded at once, and kept for the next row.
 GROUP_BYTES = 64 * 2**20
+# Decoded bytes of a row group up to which a stored set points at its images: what one image costs to reach. The
+# images of larger ones are copied into the stored set.
+REFER_BYTES = 256 * 2**20
 _BATCH = 16  # rows decoded at a time in a larger row group
 _LOCK = threading.Lock()
 

@@ -9,18 +9,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm_align.datasets.errors import BadDataError, Fault
+from mllm_align.datasets.hub import MARKS, resolve
 
 Row = dict[str, Any]
 KINDS = {".json": "JSON", ".jsonl": "JSON", ".ndjson": "JSON", ".parquet": "Parquet"}
 _NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_HELD_OUT = re.compile(r"(^|[-_.])(test|val|valid|validation|dev|eval)([-_.]|$)")
+_HELD_OUT = re.compile(r"(^|[-_./])(test|val|valid|validation|dev|eval)([-_./]|$)")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BATCH = 64
 _PIECE = 1 << 20  # characters of a JSON list that are read at once; longer where a row is
@@ -29,26 +30,35 @@ _BROKEN = "\udcff"
 
 
 def find_files(path: str | Path) -> list[Path]:
-    """The files of rows that `path` names: a file, a folder, or a pattern such as `data/train-*.parquet`.
+    """The files of rows that `path` names: a file, a folder, or a pattern such as `data/train-*.parquet`, here or
+    on the hub (`hub://owner/name/data/train-*.parquet`), from where they are downloaded.
 
     Raises BadDataError where there is none, or where a folder leaves open which of its files are meant.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return [path]
-    if any(mark in path.name for mark in "*?["):
-        files = sorted(file for file in path.parent.glob(path.name) if file.is_file())
+    place = resolve(str(path))
+    if place.is_file():
+        return [place]
+    if place.is_dir():
+        return _in_folder(place, str(path))
+    if any(mark in str(place) for mark in MARKS):
+        files = sorted(file for file in _matches(place) if file.is_file())
         if not files:
             raise BadDataError(f"No file matches {path}. Correct dataset.path.")
         return files
-    if not path.is_dir():
-        raise BadDataError(
-            f"{path} is not there. Set dataset.path to a JSON, JSONL or Parquet file, or a folder of them."
-        )
-    return _in_folder(path)
+    raise BadDataError(
+        f"{path} is not there. Set dataset.path to a JSON, JSONL or Parquet file, or a folder of them."
+    )
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def _matches(pattern: Path) -> Iterator[Path]:
+    """What a pattern stands for; a folder that is there is taken by its name, whatever is in it."""
+    base, rest = Path(pattern.anchor), list(pattern.relative_to(pattern.anchor).parts)
+    while len(rest) > 1 and (base / rest[0]).is_dir():
+        base /= rest.pop(0)
+    return base.glob("/".join(rest))
+
+
+def _in_folder(folder: Path, named: str) -> list[Path]:
     files = [
         file
         for file in sorted(folder.rglob("*"))
@@ -57,16 +67,25 @@ def _in_folder(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
     if not files:
-        raise BadDataError(f"{folder} holds no .json, .jsonl or .parquet file. Correct dataset.path.")
+        raise BadDataError(f"{named} holds no .json, .jsonl or .parquet file. Correct dataset.path.")
     kinds = Counter(KINDS[file.suffix] for file in files)
-    held_out = [file.name for file in files if _HELD_OUT.search(file.stem.lower())]
+    names = [file.relative_to(folder).as_posix() for file in files]
+    held_out = [name for name in names if _HELD_OUT.search(name.lower())]
     if len(kinds) > 1 or 0 < len(held_out) < len(files):
         what = "JSON and Parquet files" if len(kinds) > 1 else f"held-out files ({held_out[0]}) beside others"
+        first = next((name for name in names if name not in held_out), names[0])
         raise BadDataError(
-            f"{folder} holds {what}. Name the ones to train on: "
-            f"dataset.path={folder}/{files[0].name} or a pattern, dataset.path='{folder}/train*'."
+            f"{named} holds {what}. Name the ones to train on: "
+            f"dataset.path={named.rstrip('/')}/{first} or a pattern, "
+            f"dataset.path='{named.rstrip('/')}/{_pattern(first)}'."
         )
     return files
+
+
+def _pattern(name: str) -> str:
+    """data/train-00000-of-00002.parquet -> data/train*.parquet"""
+    path = PurePosixPath(name)
+    return path.with_name(f"{re.split('[-_.]', path.stem)[0]}*{path.suffix}").as_posix()
 
 
 def kind_of(path: Path) -> str:

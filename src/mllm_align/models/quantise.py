@@ -20,8 +20,8 @@ def four_bit_config(family: Family, dtype: str, device: str) -> Any:
     """
     if not installed():
         raise ImportError(
-            "base_model.four_bit=true needs bitsandbytes, which is not installed; `pip install bitsandbytes`, or set "
-            "base_model.four_bit=false"
+            "base_model.four_bit=true needs bitsandbytes, which is not installed: pip install 'mllm-align[quantise]', "
+            "or set base_model.four_bit=false"
         )
     if not device.startswith("cuda"):
         raise RuntimeError(

@@ -43,7 +43,7 @@ def _load(path: str, device: str) -> Any:
             raise
         raise ValueError(
             "similarity=sentence_transformers needs a package that is not installed: "
-            "pip install sentence-transformers (texts about scenes need none: similarity=scenes)"
+            "pip install 'mllm-align[bdhs]' (texts about scenes need none: similarity=scenes)"
         ) from None
     try:
         # pickled weights are refused

@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 from mllm_align.datasets.errors import SHOWN, BadDataError, Fault, Problem
 from mllm_align.datasets.fields import check_text
 from mllm_align.datasets.memory import uncollected
-from mllm_align.datasets.places import RowImage, column_bytes
+from mllm_align.datasets.places import REFER_BYTES, RowImage, column_bytes
 from mllm_align.datasets.published.draft import Draft, Form, Row
-from mllm_align.datasets.published.hub import resolve
 from mllm_align.datasets.published.pictures import Pictures, coco_id
 from mllm_align.datasets.rows import find_files, kind_of, read_rows
 from mllm_align.records import Example, Group
@@ -31,9 +30,6 @@ from mllm_align.records import Example, Group
 log = logging.getLogger(__name__)
 
 Built = tuple[list[Group], dict[str, Any]]
-# Decoded bytes of a row group up to which a stored set points at its images: what one image costs to reach. The
-# images of larger ones are copied into the stored set.
-REFER_BYTES = 256 * 2**20
 SPLITS = ("preference", "reward_heldout")
 OTHER_SPLIT = {"preference": "held out (dataset.split=reward_heldout)", "reward_heldout": "not held out"}
 
@@ -176,7 +172,7 @@ def _rank(seed: int, name: str) -> bytes:
 
 def _groups(name: str, form: Form, source: Any, tally: Tally) -> Iterator[Group]:
     pictures = Pictures(source.get("images") or (), source.get("check_images") == "whole")
-    files = find_files(resolve(str(source["path"])))
+    files = find_files(source["path"])
     base = files[0].parent if len(files) == 1 else Path(os.path.commonpath(files))
     for file in files:
         shown = str(file.relative_to(base))

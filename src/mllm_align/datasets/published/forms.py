@@ -23,6 +23,12 @@ def povid(row: Row) -> Iterator[Draft | str]:
 
 def rlhf_v(row: Row) -> Iterator[Draft | str]:
     """`text` holds question, chosen and rejected (JSON in a string, in some exports an object)."""
+    if "dataset_name" in row and "ds_name" not in row:
+        raise Fault(
+            "dataset_name",
+            "is of RLHF-V's first release, which is not read",
+            "Set dataset.path=hub://openbmb/RLHF-V-Dataset/RLHF-V-Dataset.parquet, or to a copy of that file",
+        )
     text = parsed(need(row, "text"), "text")
     meta = kept(row, "ds_name", "origin_dataset", "image_path")
     if row.get("origin_split"):

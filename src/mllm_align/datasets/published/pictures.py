@@ -17,9 +17,9 @@ from typing import Any
 
 from mllm_align.datasets.errors import BadDataError, Fault
 from mllm_align.datasets.fields import image_ref
+from mllm_align.datasets.hub import HUB, resolve
 from mllm_align.datasets.images import BytesImage, FileImage, check
 from mllm_align.datasets.places import FolderImage, RowImage, ZipImage
-from mllm_align.datasets.published.hub import HUB, resolve
 
 COCO = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})(\.jpe?g)")
 OTHER_NAME = "images found under COCO's name of another year"
@@ -146,7 +146,7 @@ class _Zip:
 
 
 def _there(places: Sequence[str]) -> list[Path]:
-    paths = [resolve(str(place)) for place in places]
+    paths = [resolve(str(place), "dataset.images") for place in places]
     wrong = [path for path in paths if path.is_file() and path.suffix != ".zip"]
     if wrong:
         raise BadDataError(f"dataset.images: {wrong[0]} is neither a folder nor a .zip file.")
