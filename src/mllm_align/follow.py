@@ -12,7 +12,9 @@ import threading
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="[%(asctime)s] %(levelname)s %(message)s")
     config = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_leader, daemon=True).start()
+    # A loader's worker closes the input that it inherits, and would wait for the thread that reads it.
+    leader, sys.stdin = os.dup(sys.stdin.fileno()), open(os.devnull)
+    threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
     from mllm_align.pipeline import plan_cell
     from mllm_align.runs import follow
 
@@ -20,9 +22,10 @@ def main() -> int:
     return 0
 
 
-def _end_with_leader() -> None:
+def _end_with(leader: int) -> None:
     """Nothing more is ever sent: the input ends when the process that started this one does."""
-    sys.stdin.read()
+    while os.read(leader, 1):
+        pass
     os._exit(1)
 
 

@@ -177,6 +177,11 @@ def check_trainer(config: Config) -> None:
             f"which share the alignment.batch_size={batch} prompts of a forward pass; choose "
             f"alignment.batch_size={processes} or more, and a smaller alignment.accumulate for the same step"
         )
+    if trainer["strategy"] == "deepspeed_zero3" and trainer["precision"] != "32-true":
+        raise ImpossibleCell(
+            f"trainer.precision={trainer['precision']} would have DeepSpeed train bfloat16 parameters, where small "
+            "steps are lost; choose trainer.precision=32-true (frozen weights keep base_model.dtype)"
+        )
     if processes > 1 and trainer["strategy"] != "ddp" and config["sampler"]["when"] == "online":
         raise ImpossibleCell(
             f"trainer.strategy={trainer['strategy']} splits the model over processes, which then cannot draw responses "

@@ -138,6 +138,7 @@ def composed(outputs: Path, model: Path, *overrides: str) -> dict:
         (["trainer=ddp", "trainer.devices=4"], "choose alignment.batch_size=4 or more"),
         (["trainer=fsdp2", "alignment=online_dpo", *ORACLE], "choose trainer=ddp"),
         (["trainer=deepspeed_zero3", "alignment=rloo", *ORACLE], "choose trainer=ddp"),
+        (["trainer=deepspeed_zero3", "trainer.precision=bf16-mixed"], "choose trainer.precision=32-true"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(tmp_path, tiny_folders, overrides, advice) -> None:
@@ -147,8 +148,8 @@ def test_what_cannot_be_shared_is_refused(tmp_path, tiny_folders, overrides, adv
 
 @pytest.mark.parametrize("trainer", ["gpu", "ddp", "fsdp2", "deepspeed_zero3"])
 def test_the_key_does_not_depend_on_who_shares_it(tmp_path, tiny_folders, trainer) -> None:
-    alone = plan_cell(composed(tmp_path, tiny_folders["llava"], "trainer.precision=bf16-true"))
-    changes = [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.precision=bf16-true"]
+    alone = plan_cell(composed(tmp_path, tiny_folders["llava"], "trainer.precision=32-true"))
+    changes = [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.precision=32-true"]
     assert plan_cell(composed(tmp_path, tiny_folders["llava"], *changes)).key == alone.key
 
 

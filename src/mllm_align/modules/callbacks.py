@@ -43,7 +43,7 @@ class StepScalars(pl.Callback):
         self.plan, self.listeners = plan, listeners
         self.parts: list[Figures] = []
         self.rates: dict[str, float] = {}
-        self.norm = 0.0
+        self.norm: float | None = None
         self.started: float | None = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: MicroBatch, batch_idx: int) -> None:
@@ -53,8 +53,7 @@ class StepScalars(pl.Callback):
         # Before clipping, and before the scheduler moves on: the rates this step is taken with.
         self.rates = {RATES[g["name"]]: g["lr"] for g in optimizer.param_groups if g["name"] in RATES}
         gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        norms = [parallel.whole(norm) for norm in torch._foreach_norm(gradients)]
-        self.norm = torch.linalg.vector_norm(torch.stack(norms)).item()
+        self.norm = _norm(gradients) if gradients else None
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: MicroBatch, batch_idx: int
@@ -65,12 +64,19 @@ class StepScalars(pl.Callback):
         figures = parallel.together(merge(self.parts))
         seconds = time.perf_counter() - (self.started or time.perf_counter())
         processed = figures.pop("tokens", None)
-        values = means(figures) | self.rates | {"grad_norm": self.norm}
+        # DeepSpeed keeps the gradients to itself, and knows their norm after the step.
+        norm = float(trainer.model.get_global_grad_norm()) if self.norm is None else self.norm
+        values = means(figures) | self.rates | {"grad_norm": norm}
         values["epoch"] = batch.plan.step / self.plan.steps_per_epoch
         values["tokens_per_second"] = 0.0 if processed is None else processed[0].item() / seconds
         for listener in self.listeners:
             listener(batch.plan.step, values)
         self.parts, self.started = [], None
+
+
+def _norm(gradients: list[torch.Tensor]) -> float:
+    norms = [parallel.whole(norm) for norm in torch._foreach_norm(gradients)]
+    return torch.linalg.vector_norm(torch.stack(norms)).item()
 
 
 class StopTogether(pl.Callback):

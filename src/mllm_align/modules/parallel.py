@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -182,7 +182,25 @@ def _deepspeed(here: Place) -> Any:
         ) from error
     from lightning.pytorch.strategies import DeepSpeedStrategy
 
-    return DeepSpeedStrategy(stage=3, zero_allow_untested_optimizer=True)
+    class ZeRO3(DeepSpeedStrategy):
+        """Steps where the plan has them: DeepSpeed would count micro-batches on over the end of an epoch, and divide
+        by their number once more than Lightning has.
+        """
+
+        @property
+        def handles_gradient_accumulation(self) -> bool:
+            return False
+
+        def block_backward_sync(self) -> Any:
+            return nullcontext()  # gradients are split over the processes in every backward pass
+
+        def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+            accumulates = self.lightning_module.trainer.fit_loop._should_accumulate()
+            self.model.set_gradient_accumulation_boundary(not accumulates)
+            return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    # The batch size is only for DeepSpeed's log; without it Lightning looks for a sampler that our loaders don't have.
+    return ZeRO3(stage=3, zero_allow_untested_optimizer=True, logging_batch_size_per_gpu=1)
 
 
 def split(module: Any) -> None:
