@@ -60,6 +60,7 @@ format: setup  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 demo: setup  ## train and compare a real small grid on the scenes world (about 5 minutes on 2 cores)
+	@rm -f outputs/sweeps/demo/summary.json  # cells of other code would stand beside these
 	$(CLI) train -m alignment=none,dpo,online_dpo dataset=scenes/povid,scenes/rlhf_v sweep.name=demo benchmark.n=1000
 	$(CLI) table sweep=demo report=outputs/reports/demo title="DPO and Online-DPO on two datasets" \
 	  'next=[["three seeds and every offline method", "$(CLI) train -m alignment=none,dpo,ipo,slic,online_dpo dataset=scenes/povid,scenes/rlhf_v,scenes/vlfeedback seed=0,1,2 sweep.workers=2"]]'

@@ -141,7 +141,7 @@ def plain_pair(policy: Any, made: bdhs.BDHS, group: Group) -> Tokens:
             input_ids=ids,
             do_sample=False,
             max_new_tokens=made.max_new_tokens,
-            eos_token_id=list(full_stops(processor)),
+            eos_token_id=list(full_stops(policy)),
             pad_token_id=processor.tokenizer.pad_token_id,
             **options,
         )

@@ -1,5 +1,6 @@
-"""A scene to reason about by hand."""
+"""A scene to reason about by hand, and what a text makes up about one."""
 
+from mllm_align.scenes.oracle import Mentioned, mentioned_objects, present_objects
 from mllm_align.scenes.world import Scene, Sign, Thing
 
 # | red cup    | green apple | .          |
@@ -18,3 +19,8 @@ KITCHEN = Scene(
     ),
     Sign("KT", 4),
 )
+
+
+def hallucinated_objects(text: str, scene: Scene) -> list[Mentioned]:
+    """The mentioned things that are not in the scene."""
+    return [m for m in mentioned_objects(text) if m.kind not in present_objects(scene)]

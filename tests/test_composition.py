@@ -12,8 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from mllm_align.checks import ImpossibleCell, check
 from mllm_align.paths import conf_dir
-from mllm_align.pipeline import ImpossibleCell, check, run_cell
+from mllm_align.pipeline import run_cell
 from mllm_align.train import plain
 
 CONF = Path(conf_dir())
@@ -81,12 +82,13 @@ def parts() -> dict[tuple[str, str], Any]:
 def makes_sense(cell: Mapping[str, str], parts: Mapping[tuple[str, str], Any]) -> bool:
     sampler, when = cell["sampler"].split()
     config = {
+        "seed": 0,
         "alignment": {**parts["alignment", cell["alignment"]], "batch_size": 2},
         "sampler": {**parts["sampler", sampler], "when": when},
         "annotator": parts["annotator", cell["annotator"]],
         "dataset": parts["dataset", cell["dataset"]],
         "benchmark": parts["benchmark", cell["alignment"]],
-        "trainer": {"devices": 1, "nodes": 1, "strategy": "ddp"},
+        "trainer": {"devices": 1, "nodes": 1, "strategy": "ddp", "precision": "32-true"},
     }
     # Reinforcement learning and reward models have no such option.
     if "logprobs" not in config["alignment"] and cell["logprobs"] != "sum":

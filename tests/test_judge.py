@@ -1,6 +1,8 @@
 """`mllm-align judge`: an annotator's accuracy on held-out pairs (Table 10), its interval, ties and position bias."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,6 +13,7 @@ from mllm_align.annotators.base import Comparison, Judgement
 from mllm_align.cli import main
 from mllm_align.judge import told
 from mllm_align.paths import conf_dir
+from mllm_align.records import Preference
 from mllm_align.train import plain
 from tiny import make_groups
 
@@ -65,6 +68,31 @@ def test_figures_in_a_line_by_hand():
     assert line.startswith("accuracy 66.7% [")
     assert "of 3 decided pairs, 1 ties, both orders name different winners in 33.3% of 3 comparisons" in line
     assert line.endswith("+0.50 nats for place A")
+
+
+def test_orders_are_those_of_the_chosen_response_first():
+    (group,) = make_groups(1)
+    judged = [Judgement((-0.5, 0.5), (Comparison(0, 1, -3.0, 1.0),))]
+    for preference, orders in ((Preference(0, 1), [-3.0, 1.0]), (Preference(1, 0), [1.0, -3.0])):
+        (row,) = judged_rows([replace(group, preferences=(preference,))], judged)
+        assert row["orders"] == [orders]
+
+
+def test_undecided_comparisons_are_counted_by_themselves_and_votes_are_no_nats():
+    groups = make_groups(3)
+    judged = [
+        Judgement((0.0, 0.0), (Comparison(0, 1, 1.0, 1.0, "votes"),)),
+        Judgement((0.0, 0.0), (Comparison(0, 1, 0.0, 0.0, "undecided"),)),
+        Judgement((0.5, -0.5), (Comparison(0, 1, 1.0, -1.0, "votes"),)),
+    ]
+    found = compare(groups, judged)
+    assert (found.comparisons, found.undecided, found.conflicting, found.lean) == (2, 1, 0.5, 0.5)
+    figures = {**vars(found), "interval": [0.0, 1.0]}
+    assert told(figures).endswith("of 2 comparisons, +0.50 votes for place A, 1 comparisons undecided")
+    mixed = compare(groups, [*judged[:2], Judgement((1.0, -1.0), (Comparison(0, 1, 2.0, -2.0),))])
+    assert math.isnan(mixed.lean)
+    assert mixed.unit == "log-odds and votes"
+    assert told({**vars(mixed), "lean": None, "interval": [0.0, 1.0]}).endswith("comparisons undecided")
 
 
 def test_all_ties_have_no_accuracy():

@@ -16,13 +16,24 @@ LAYERS = [
     {"api", "compute", "models", "datasets", "benchmarks", "similarity"},
     {"samplers", "annotators"},
     {"modules", "loggers", "tables"},
-    {"pipeline", "stages", "runs"},
+    {"checks", "pipeline", "stages", "runs"},
     {"sweep"},
-    {"train", "follow", "sample", "evaluate", "table", "judge", "data", "datacheck", "datafetch"},
+    {"train", "follow", "sample", "evaluate", "table", "judge", "export", "data", "datacheck", "datafetch"},
     {"cli", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-KNOWS_HYDRA = {"pipeline", "stages", "sweep", "train", "sample", "evaluate", "table", "judge", "datacheck"}
+KNOWS_HYDRA = {
+    "pipeline",
+    "stages",
+    "sweep",
+    "train",
+    "sample",
+    "evaluate",
+    "table",
+    "judge",
+    "export",
+    "datacheck",
+}
 
 
 def imports(path: Path) -> list[str]:

@@ -288,7 +288,7 @@ def test_bad_rows_stop_the_run_before_training_or_are_skipped_and_listed(here, m
     ("overrides", "words"),
     [
         (["dataset.path=nowhere.jsonl"], r"nowhere\.jsonl is not there"),
-        (["dataset.size=100"], r"dataset\.size=100, but pairs\.jsonl has only 6 rows"),
+        (["dataset.size=100"], r"dataset\.size=100, but pairs\.jsonl gives only 6"),
         (["base_model.path=nowhere"], "nowhere"),
         (["logger=wandb", "logger.mode=online"], r"logger\.mode=online needs a key for api\.wandb\.ai"),
     ],

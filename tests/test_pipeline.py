@@ -6,8 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
+from mllm_align.checks import ImpossibleCell
 from mllm_align.paths import conf_dir
-from mllm_align.pipeline import ImpossibleCell, plan_cell
+from mllm_align.pipeline import plan_cell, ready_cell
 from mllm_align.train import plain
 
 
@@ -87,6 +88,44 @@ def test_label_is_of_the_config_and_the_folder_of_the_seed(composed):
     assert plan_cell(composed("alignment.loss.beta=0.2")).label != first.label
 
 
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+JUDGED = [("policy", annotator) for annotator in options("annotator") if annotator != "none"]
+UNJUDGED = [(sampler, "none") for sampler in options("sampler") if sampler != "policy"]
+
+
+@pytest.mark.parametrize(("sampler", "annotator"), [*JUDGED, *UNJUDGED])
+@pytest.mark.parametrize("when", ["offline", "online"])
+def test_seeds_are_of_one_row_and_share_all_stages(composed, sampler, annotator, when):
+    overrides = [f"sampler={sampler}", f"annotator={annotator}", f"sampler.when={when}"]
+    first, second = (plan_cell(composed(*overrides, f"seed={seed}")) for seed in (0, 1))
+    assert first.label == second.label
+    assert first.key != second.key
+    assert [stage.key for stage in first.stages] == [stage.key for stage in second.stages]
+
+
+@pytest.mark.parametrize("change", ["base_model.batch_size=1", "sampler.build.batch_size=1"])
+@pytest.mark.parametrize("when", ["offline", "online"])
+def test_how_many_are_drawn_together_is_in_no_key(composed, when, change):
+    overrides = ["sampler=policy", f"sampler.when={when}", "annotator=oracle"]
+    one, other = plan_cell(composed(*overrides)), plan_cell(composed(*overrides, change))
+    assert one.config["sampler"]["build"]["batch_size"] != other.config["sampler"]["build"]["batch_size"] == 1
+    assert (one.key, one.label) == (other.key, other.label)
+    assert [stage.key for stage in one.stages] == [stage.key for stage in other.stages]
+
+
+def test_statistics_of_the_dataset_s_own_responses_do_not_depend_on_a_sampler(composed):
+    def statistics(*overrides):
+        cell = plan_cell(composed("alignment=rloo", "annotator=oracle", *overrides))
+        return next(stage for stage in cell.stages if stage.name == "reward_statistics")
+
+    assert statistics().key == statistics("sampler.build.k=2").key
+    drawn = "dataset=scenes/llava_instruct"
+    assert statistics(drawn).key != statistics(drawn, "sampler.build.k=2").key
+
+
 def test_the_untrained_model_has_one_cell_whatever_the_dataset_and_seed(composed):
     cells = [
         plan_cell(composed("alignment=none", *change))
@@ -140,7 +179,22 @@ def test_online_method_without_a_judge_is_refused(composed):
         ),
         (["sampler=policy", "annotator=oracle", "sampler.build.k=1"], "choose sampler.build.k=2 or more"),
         (["alignment=rloo", "annotator=oracle", "sampler.build.k=1"], "choose sampler.build.k=2 or more"),
+        (["seed=-1"], "seed=-1 cannot seed a random stream; choose 0 or more"),
         (["alignment.logprobs=average"], "choose sum .* or mean"),
+        (["trainer.precision=bf16"], "choose 32-true or bf16-mixed"),
+        (["trainer.precision=bf16", "alignment=none"], "choose 32-true or bf16-mixed"),
+        (["trainer.devices=auto"], r"trainer\.devices is 'auto'; it must be a number"),
+        (["trainer.devices=0"], "it must be a number, 1 or more"),
+        (["trainer.nodes=-1"], "it must be a number, 1 or more"),
+        (["sampler.asks=everything"], r"sampler\.asks is 'everything'; choose pairs, answers or prompts"),
+        (["dataset.offers=[pairs]"], "it must be one word"),
+        (["alignment.when=offline"], r"it must be a list such as \[offline\]"),
+        (["alignment.takes=[pairs,images]"], r"alignment\.takes is 'images'; choose"),
+        (["~alignment.when"], "alignment=dpo: its file lacks when"),
+        (["~alignment.asks", "~alignment.takes"], "alignment=dpo: its file lacks takes, asks"),
+        (["~sampler.gives"], "sampler=dataset: its file lacks gives"),
+        (["~annotator.name"], r"annotator=\(without a name\): its file lacks name"),
+        (["~alignment.module.offline"], r"its file says nothing under module\.offline"),
     ],
 )
 def test_what_cannot_work_is_refused_with_advice(composed, overrides, advice):
@@ -212,3 +266,60 @@ def test_misspelt_target_is_refused_before_anything_runs(composed):
     config["alignment"]["module"]["offline"]["loss"]["_target_"] = "mllm_align.losses.dpoo"
     with pytest.raises(ValueError, match="dpoo"):
         plan_cell(config)
+
+
+def test_a_misspelt_class_in_a_module_of_one_s_own_is_refused_too(composed, tmp_path, monkeypatch):
+    (tmp_path / "pl_sampler.py").write_text("import nothing_like_it\n\nclass Sampler:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = copy.deepcopy(composed())
+    config["sampler"]["build"]["_target_"] = "pl_sampler.Sampler"
+    plan_cell(config)
+    config["sampler"]["build"]["_target_"] = "pl_sampler.Smapler"
+    with pytest.raises(ValueError, match=r"pl_sampler\.Smapler: .* defines no 'Smapler'"):
+        plan_cell(config)
+
+
+def test_a_run_needs_its_model_and_an_estimate_does_not(composed, tmp_path):
+    ready_cell(composed())
+    ready_cell(composed(f"base_model.path={tmp_path}"))
+    missing = f"base_model.path={tmp_path}/none"
+    with pytest.raises(
+        ImpossibleCell, match="there is no such folder; give the folder of a downloaded model"
+    ):
+        ready_cell(composed(missing))
+    with pytest.raises(ImpossibleCell, match="data fetch base_model=published/llava_1_6_7b"):
+        ready_cell(composed("world=published", missing))
+    ready_cell(composed(missing, "estimate=true"))
+    plan_cell(composed(missing))  # a table looks for runs by keys alone
+
+
+ASKED = ["alignment=online_dpo", "annotator=api", "annotator.build.model=m"]
+JUDGED_ANSWERS = ["benchmark=published/mmhal", "alignment=none"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "change"),
+    [
+        (ASKED, "annotator.build.terms.budget.max_total_tokens=2000000"),
+        (ASKED, "annotator.build.terms.concurrency=8"),
+        (ASKED, "annotator.build.terms.api_key_env=OTHER"),
+        (ASKED, "outputs=elsewhere"),
+        (JUDGED_ANSWERS, "benchmark.tasks.mmhal.judge.terms.budget.max_total_tokens=2000000"),
+        (JUDGED_ANSWERS, "benchmark.tasks.mmhal.judge.terms.retries=9"),
+        (["alignment=online_dpo", "annotator=self"], "annotator.build.batch_size=1"),
+        (
+            ["sampler=bdhs_attn", "similarity@sampler.build=sentence_transformers"],
+            "sampler.build.similarity.batch_size=1",
+        ),
+    ],
+)
+def test_what_changes_no_answer_is_in_no_key(composed, overrides, change):
+    one, other = plan_cell(composed(*overrides)), plan_cell(composed(*overrides, change))
+    assert one.config != other.config
+    assert (one.key, one.label, one.benchmarks) == (other.key, other.label, other.benchmarks)
+    assert [stage.key for stage in one.stages] == [stage.key for stage in other.stages]
+
+
+def test_what_an_endpoint_is_asked_is_in_the_key(composed):
+    settings = plan_cell(composed(*ASKED, "annotator.build.settings.temperature=1"))
+    assert settings.key != plan_cell(composed(*ASKED)).key

@@ -75,6 +75,45 @@ def test_a_finished_run_may_be_taken_up_again_and_is_sealed_anew(tmp_path):
     assert "ends_as" not in found.data
 
 
+def test_a_finished_run_stays_finished_when_what_is_added_fails(tmp_path):
+    finish(tmp_path)
+
+    def add_badly(record):
+        record.reopen()
+        (record.folder / "half.json").write_text("1")
+        raise OSError("no questions")
+
+    with pytest.raises(OSError, match="no questions"), opened(tmp_path) as record:
+        add_badly(record)
+    found = RunRecord.find(tmp_path, **RUN)
+    assert found is not None
+    assert found.data["status"] == "finished"
+    assert found.data["error"]["message"] == "no questions"
+    with opened(tmp_path) as record:
+        record.reopen()
+    assert "error" not in RunRecord.find(tmp_path, **RUN).data
+
+
+def test_an_attempt_goes_on_with_what_the_last_one_noted(tmp_path):
+    """A policy that collapsed has, also if its benchmark fails and is answered by the next attempt."""
+
+    def break_down(record):
+        record.note(benchmarks={"pope": {"key": "b1"}}, dataset={"rows": 3})
+        record.collapsed("one answer to everything")
+        raise OSError("no questions")
+
+    with pytest.raises(OSError, match="no questions"), opened(tmp_path) as record:
+        break_down(record)
+    assert read_record(record.folder)["status"] == "failed"
+    with opened(tmp_path) as record:
+        assert record.data["benchmarks"] == {"pope": {"key": "b1"}}
+    data = read_record(record.folder)
+    assert (data["status"], data["reason"]) == ("collapsed", "one answer to everything")
+    assert data["dataset"] == {"rows": 3}
+    assert data["attempt"] == 2
+    assert "error" not in data
+
+
 def test_damage_is_found_and_the_run_moved_aside(tmp_path, caplog):
     folder = finish(tmp_path).folder
     (folder / "metrics.json").write_text("[]")

@@ -103,6 +103,20 @@ def test_key_depends_on_name_config_inputs_version_and_code(builders):
     assert all(len(key) == 24 for key in keys)
 
 
+def test_what_changes_the_speed_alone_is_in_no_key(builders):
+    stage = Stage(
+        "a",
+        "store_builders.number",
+        {"x": 1, "sampler": {"k": 2, "batch_size": 4}},
+        free=("sampler.batch_size",),
+    )
+    faster = replace(stage, config={"x": 1, "sampler": {"k": 2, "batch_size": 8}})
+    other = replace(stage, config={"x": 1, "sampler": {"k": 3, "batch_size": 4}})
+    assert stage.key == faster.key != other.key
+    assert stage.config["sampler"]["batch_size"] == 4
+    assert replace(stage, config={"x": 1}).key != replace(stage, config={"batch_size": 1}).key
+
+
 @pytest.mark.parametrize("harm", ["change", "shorten", "remove", "no_manifest", "bad_manifest"])
 def test_damage_is_reported_by_file_and_rebuilt(builders, tmp_path, caplog, harm):
     stage = number(builders)
@@ -136,7 +150,7 @@ def test_a_build_that_writes_nothing_is_an_error(builders, tmp_path):
 
 def test_a_missing_builder_is_named_before_anything_runs(builders, tmp_path):
     (tmp_path / "store").mkdir()
-    with pytest.raises(ValueError, match="has no 'missing'"):
+    with pytest.raises(ValueError, match="defines no 'missing'"):
         Store(tmp_path / "store").get(Stage("x", "store_builders.missing", {}))
 
 

@@ -41,11 +41,6 @@ def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
     return logprobs - reference
 
 
-def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """(log pi - log pi_ref)^2 / 2: biased, never negative. Schulman 2020. Any shape."""
-    return (logprobs - reference).square() / 2
-
-
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """pi_ref / pi - 1 - log(pi_ref / pi): unbiased, never negative. Schulman 2020. Any shape."""
     log_ratio = reference - logprobs

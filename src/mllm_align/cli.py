@@ -10,7 +10,8 @@ COMMANDS = {
     "train": "train and evaluate one cell, or a grid of cells with -m",
     "sample": "build a preference set and write it as Parquet",
     "judge": "measure an annotator's accuracy and position bias on held-out pairs",
-    "evaluate": "run benchmarks on a base model or on an adapter",
+    "evaluate": "run benchmarks on a base model, on an adapter or on a served model",
+    "export": "merge an adapter into its base model: one Hugging Face folder, for a server or for others",
     "data": "look at a dataset before training on it (check), or download what a run needs (fetch)",
     "table": "compare finished runs, or render a table of the study: terminal, Markdown, LaTeX, CSV, a page",
 }

@@ -1,4 +1,6 @@
-"""`mllm-align evaluate`: benchmarks on a base model, on any PEFT adapter of it, or on answers that lie in a file."""
+"""`mllm-align evaluate`: benchmarks on a base model, on any PEFT adapter of it, on a served model, or on answers that
+lie in a file.
+"""
 
 from __future__ import annotations
 
@@ -38,19 +40,18 @@ def _run(config: dict[str, Any]) -> None:
 
 
 def _answered(config: dict[str, Any], specs: dict[str, Any], out: Path) -> dict[str, dict[str, float]]:
-    """The metrics of the base model's or the adapter's answers; questions and images are looked for first."""
+    """The metrics of a model's answers; questions and images are looked for first."""
     from mllm_align import stages
     from mllm_align.store import Store
 
+    store = Store(Path(config["outputs"]) / "store")
     for spec in specs.values():
-        stages.ready(spec)
-    stages.set_threads(config["trainer"]["threads"])
-    model = config["base_model"]
-    policy = stages.load(model, config["trainer"]["accelerator"], adapter=config["adapter"])
-    store, metrics = Store(Path(config["outputs"]) / "store"), {}
+        stages.ready(spec, store)
+    policy = stages.answering(config, specs)
+    metrics = {}
     for name, spec in specs.items():
         file = out / "predictions" / f"{name}.jsonl"
-        metrics[name] = stages.answer(policy, spec, file, model["batch_size"], store)
+        metrics[name] = stages.answer(policy, spec, file, config["base_model"]["batch_size"], store)
         _say(name, metrics[name], file)
     return metrics
 

@@ -4,6 +4,7 @@ Functions
     digest      SHA-256 of a plain value's canonical JSON
     content     SHA-256 of a file or a folder
     source      SHA-256 of what a dotted name is defined as, comments and docstrings left out
+    deciding    a config less the settings that change no answer
     keyed       a config as it enters a key: paths replaced by what they hold
     targets     every `_target_` of a config
 """
@@ -15,15 +16,17 @@ import importlib.util
 import json
 import math
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ASSET = "asset://"
 ASSETS = Path(__file__).parent / "assets"
 OWN_PACKAGE = __name__.partition(".")[0]
+MARKS = "*?["  # what makes a path a pattern
 REMEMBER_FROM = 64 * 2**20  # bytes; smaller files are hashed faster than looked up
 
 
@@ -105,28 +108,61 @@ def cache_folder() -> Path:
 # --- configs -----------------------------------------------------------------------------------------------
 
 
+def deciding(config: Any) -> Any:
+    """`config` less every `terms`: how an endpoint is asked (its key, budget, cache and pace), and not what."""
+    if isinstance(config, Mapping):
+        kept = {
+            key: value for key, value in config.items() if key != "terms" or not isinstance(value, Mapping)
+        }
+        return {key: deciding(value) for key, value in kept.items()}
+    if isinstance(config, list | tuple):
+        return [deciding(value) for value in config]
+    return config
+
+
 def keyed(config: Any, name: str = "") -> Any:
     """`config` as it enters a key.
 
-    `asset://...`, and an existing file or folder under a key `path` or `*_path`, count by what they hold and
-    not by where they lie: a model copied to another disk keeps its stages, one trained again does not.
+    `asset://...`, and an existing file or folder, or the files that a pattern stands for, under a key `path` or
+    `*_path`, count by what they hold and not by where they lie: a model copied to another disk keeps its stages, one
+    trained again does not.
     """
     if isinstance(config, Mapping):
         return {key: keyed(value, key) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [keyed(value, name) for value in config]
     place = _place(config, name)
-    return config if place is None else {"content": content(place)}
+    if place is None:
+        return config
+    if place.exists():
+        return {"content": content(place)}
+    base, files = matches(place)
+    found = {
+        file.relative_to(base).as_posix(): _remembered_sha256(file.resolve())
+        for file in files
+        if file.is_file()
+    }
+    return {"content": digest(found)} if found else config
 
 
 def _place(value: Any, name: str) -> Path | None:
     if isinstance(value, str) and value.startswith(ASSET):
-        place = ASSETS / value.removeprefix(ASSET)
-    elif isinstance(value, str | Path) and value and (name == "path" or name.endswith("_path")):
-        place = Path(value).expanduser()
-    else:
-        return None
-    return place if place.exists() else None
+        return ASSETS / value.removeprefix(ASSET)
+    if isinstance(value, str | Path) and value and (name == "path" or name.endswith("_path")):
+        return Path(value).expanduser()
+    return None
+
+
+def matches(pattern: Path) -> tuple[Path, list[Path]]:
+    """The folder that a pattern such as data/train-*.parquet starts from, and what it stands for, in order.
+
+    A folder that is there is taken by its name, whatever is in it.
+    """
+    base, rest = Path(pattern.anchor), list(pattern.relative_to(pattern.anchor).parts)
+    while len(rest) > 1 and (base / rest[0]).is_dir():
+        base /= rest.pop(0)
+    wanted = "/".join(rest)
+    return base, sorted(base.glob(wanted)) if any(mark in wanted for mark in MARKS) else []
 
 
 def targets(config: Any) -> Iterator[str]:
@@ -148,22 +184,56 @@ def targets(config: Any) -> Iterator[str]:
 def source(dotted: str) -> str:
     """SHA-256 of the definition of `dotted` and of all that it uses of its own module, docstrings left out.
 
-    The module is found and parsed, never imported. A name that its module only re-exports, as libraries do,
-    counts by the library's version. What the definition imports from elsewhere does not count: a stage whose
-    meaning changes there takes a new `version`.
+    The modules are found and parsed, never imported. What the definition imports from modules of your own counts
+    too; what it imports from libraries and from this package does not (`Stage.version`). A name that a library's
+    module only re-exports counts by the library's version.
 
-    Raises ValueError where the module does not exist, or where a module of this package lacks the name.
+    Raises ValueError where the module does not exist, or where a module of this package or of your own lacks the name.
     """
+    found: dict[str, Any] = {}
+    pending = [dotted]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found[name], imported = _definition(name)
+            pending += [other for other in imported if _is_own(other)]
+    return digest([dotted, found])
+
+
+def _definition(dotted: str) -> tuple[Any, set[str]]:
+    """What `dotted` is defined as, and the dotted names that the definition imports."""
     file, names = _locate(dotted)
     if file is None:
-        return digest([dotted, _version(dotted)])
-    definitions = _definitions(file)
-    if names and names[0] not in definitions:
-        if dotted.split(".")[0] == OWN_PACKAGE:
+        return _version(dotted), set()
+    known = _definitions(file)
+    if names and names[0] not in known and not {"*", "__getattr__"} & known.keys():
+        if _is_own(dotted) or dotted.split(".")[0] == OWN_PACKAGE:
             raise ValueError(f"{dotted}: {file.name} defines no {names[0]!r}; is the name misspelt?")
-        return digest([dotted, _version(dotted)])
-    wanted = _closure(definitions, names[:1] or tuple(definitions))
-    return digest([dotted, [definitions[name][0] for name in sorted(wanted)]])
+        return _version(dotted), set()
+    wanted = sorted(_closure(known, (*names[:1], "*") if names else tuple(known)))
+    module = dotted.split(".")[: dotted.count(".") + 1 - len(names)]
+    package = module if file.name == "__init__.py" else module[:-1]
+    imports = {found for name in wanted for found in known[name].imports}
+    return [known[name].text for name in wanted], set(_absolute(imports, package))
+
+
+def _is_own(dotted: str) -> bool:
+    """Whether a module of the user's own is meant, and found: no library, and not this package."""
+    if (top := dotted.split(".")[0]) in sys.stdlib_module_names or top == OWN_PACKAGE:
+        return False
+    try:
+        file, _ = _locate(dotted)
+    except ValueError:  # an import that the code can do without
+        return False
+    return file is not None and not {"site-packages", "dist-packages"} & set(file.parts)
+
+
+def _absolute(imports: Iterable[tuple[int, str]], package: list[str]) -> Iterator[str]:
+    """The full names of imports that are `level` dots away from a module of `package`."""
+    for level, name in imports:
+        if level <= len(package):
+            start = package[: len(package) - level + 1] if level else []
+            yield ".".join([*start, name])
 
 
 def _locate(dotted: str) -> tuple[Path | None, tuple[str, ...]]:
@@ -180,6 +250,8 @@ def _locate(dotted: str) -> tuple[Path | None, tuple[str, ...]]:
     while rest and (step := _submodule(folders, rest[0])):
         file, folders = step
         rest = rest[1:]
+    if file is None and rest and folders and not any(any(f.glob(f"{rest[0]}.*")) for f in folders):
+        raise ValueError(f"{dotted}: no module {rest[0]!r} in {folders[0]}; is the name misspelt?")
     return (file if file is not None and file.suffix == ".py" else None), tuple(rest)
 
 
@@ -201,26 +273,51 @@ def _version(dotted: str) -> str | None:
         return None
 
 
+class _Definition(NamedTuple):
+    """A top-level name's source in normal form, the names it uses, and what it imports: (dots, name)."""
+
+    text: str = ""
+    uses: frozenset[str] = frozenset()
+    imports: frozenset[tuple[int, str]] = frozenset()
+
+
 @cache
-def _definitions(file: Path) -> dict[str, tuple[str, frozenset[str]]]:
-    """Top-level name -> (its source in normal form, the names it uses)."""
-    found: dict[str, tuple[str, frozenset[str]]] = {}
+def _definitions(file: Path) -> dict[str, _Definition]:
+    """The top-level names of a module; "*" stands for what it takes over from others as a whole."""
+    found: dict[str, _Definition] = {}
     for node in ast.parse(file.read_bytes()).body:
         uses = frozenset(part.id for part in ast.walk(node) if isinstance(part, ast.Name))
+        imports = frozenset(_imports(node))
+        text = ast.unparse(_without_docstrings(node)) + "\n"
         for name in _bound(node):
-            text = found[name][0] if name in found else ""
-            found[name] = (text + ast.unparse(_without_docstrings(node)) + "\n", uses)
+            before = found.get(name, _Definition())
+            found[name] = _Definition(before.text + text, before.uses | uses, before.imports | imports)
     return found
 
 
-def _bound(node: ast.stmt) -> list[str]:
+def _imports(node: ast.stmt) -> Iterator[tuple[int, str]]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            yield from ((0, alias.name) for alias in part.names)
+        elif isinstance(part, ast.ImportFrom):
+            start = [part.module] if part.module else []
+            names = [[] if alias.name == "*" else [alias.name] for alias in part.names]
+            yield from ((part.level, ".".join([*start, *name])) for name in names)
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """The names that a top-level statement defines, also inside its `if`, `try` and the like."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return [(alias.asname or alias.name).split(".")[0] for alias in node.names]
-    return [
-        part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
-    ]
+        return {node.name}
+    names: set[str] = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(part.name)
+        elif isinstance(part, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in part.names}
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            names.add(part.id)
+    return names
 
 
 def _without_docstrings(node: ast.stmt) -> ast.stmt:
@@ -232,12 +329,12 @@ def _without_docstrings(node: ast.stmt) -> ast.stmt:
     return node
 
 
-def _closure(definitions: Mapping[str, tuple[str, frozenset[str]]], start: tuple[str, ...]) -> set[str]:
+def _closure(definitions: Mapping[str, _Definition], start: tuple[str, ...]) -> set[str]:
     wanted: set[str] = set()
     pending = list(start)
     while pending:
         name = pending.pop()
         if name in definitions and name not in wanted:
             wanted.add(name)
-            pending.extend(definitions[name][1])
+            pending.extend(definitions[name].uses)
     return wanted

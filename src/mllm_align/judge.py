@@ -54,8 +54,13 @@ def told(figures: dict[str, Any]) -> str:
     if figures["comparisons"]:
         parts.append(
             f"both orders name different winners in {100 * figures['conflicting']:.1f}% of "
-            f"{figures['comparisons']} comparisons, {figures['lean']:+.2f} nats for place A"
+            f"{figures['comparisons']} comparisons"
         )
+        if figures["lean"] is not None:
+            unit = {"log-odds": "nats"}.get(figures["unit"], figures["unit"])
+            parts.append(f"{figures['lean']:+.2f} {unit} for place A")
+    if figures["undecided"]:
+        parts.append(f"{figures['undecided']} comparisons undecided")
     return ", ".join(parts)
 
 

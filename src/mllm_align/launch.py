@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 LINGER = 60.0  # seconds that a follower may take to leave after the training
 TOLD = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Left out are "16-mixed", whose loss scaler has a state that no checkpoint here keeps, and "bf16-true": what
+# is trained would be bfloat16, where small steps are lost. Frozen weights have the precision of `base_model.dtype`.
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)

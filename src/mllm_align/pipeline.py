@@ -18,6 +18,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from mllm_align.checks import check, check_at_hand
 from mllm_align.launch import place
 from mllm_align.record import RunRecord, typical_seconds
 from mllm_align.store import Stage
@@ -25,10 +26,6 @@ from mllm_align.store import Stage
 log = logging.getLogger(__name__)
 
 Config = Mapping[str, Any]
-
-
-class ImpossibleCell(ValueError):
-    """A combination of options that cannot run; the message says what to choose instead."""
 
 
 @dataclass(frozen=True)
@@ -74,130 +71,18 @@ def plan_cell(config: Config) -> Cell:
     return Cell(config, label(config, stages), seed, training.key, stages, benchmarks)
 
 
-# What a dataset offers, each including what stands after it.
-OFFERS = ("pairs", "answers", "prompts")
+def ready_cell(config: Config) -> Cell:
+    """`plan_cell` of a cell that is about to run: what it starts from must be there."""
+    check_at_hand(config)
+    return plan_cell(config)
 
 
-def check(config: Config) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    check_benchmarks(config)
-    method = config["alignment"]
-    if method["module"] is None:
-        return
-    check_sampler(config)
-    check_when(config)
-    check_dataset(config)
-    check_annotator(config)
-    check_logprobs(config)
-    check_trainer(config)
-
-
-def check_when(config: Config) -> None:
-    method, sampler = config["alignment"], config["sampler"]
-    name, when = method["name"], sampler["when"]
-    if when not in ("offline", "online"):
-        raise ImpossibleCell(f"sampler.when is {when!r}; choose offline or online")
-    if when not in method["when"]:
-        raise ImpossibleCell(
-            f"alignment={name} is {method['when'][0]}, but sampler={sampler['name']} is {when}; "
-            f"choose sampler.when={method['when'][0]}"
-        )
-
-
-def check_sampler(config: Config) -> None:
-    method, sampler = config["alignment"], config["sampler"]
-    if sampler["gives"] in method["takes"]:
-        return check_draws(config)
-    suits = {
-        "pairs": "sampler=dataset",
-        "rejected": "sampler=bdhs_attn (or another that makes rejected responses)",
-        "responses": "sampler=policy",
-    }
-    wanted = " or ".join(suits[gives] for gives in method["takes"])
-    raise ImpossibleCell(
-        f"alignment={method['name']} has no use for what sampler={sampler['name']} gives; choose {wanted}"
-    )
-
-
-def check_draws(config: Config) -> None:
-    """One response a prompt has nothing to be compared with."""
-    method, sampler = config["alignment"], config["sampler"]
-    drawn, least = sampler["build"].get("k"), method.get("least", 1)
-    if sampler["gives"] == "responses" and drawn is not None and drawn < least:
-        raise ImpossibleCell(
-            f"alignment={method['name']} compares the responses to a prompt, and sampler.build.k is {drawn}; "
-            f"choose sampler.build.k={least} or more"
-        )
-
-
-def check_dataset(config: Config) -> None:
-    dataset = config["dataset"]
-    for axis in ("alignment", "sampler"):
-        asks = config[axis]["asks"]
-        if OFFERS.index(dataset["offers"]) > OFFERS.index(asks):
-            what = {"pairs": "chosen and rejected responses", "answers": "reference answers"}[asks]
-            raise ImpossibleCell(
-                f"{axis}={config[axis]['name']} needs {what}, and dataset={dataset['name']} has only "
-                f"{dataset['offers']}; choose a dataset with {asks}, such as dataset=scenes/povid"
-            )
-
-
-def check_annotator(config: Config) -> None:
-    method, sampler, annotator = config["alignment"], config["sampler"], config["annotator"]
-    asked = sampler["gives"] == "responses"
-    if asked and annotator["build"] is None:
-        raise ImpossibleCell(
-            f"sampler={sampler['name']} draws responses for alignment={method['name']}, and somebody must judge "
-            "them; choose annotator=oracle (scenes only), annotator=self, annotator=large or "
-            "annotator=reward_model"
-        )
-    if not asked and annotator["build"] is not None:
-        raise ImpossibleCell(
-            f"annotator={annotator['name']} would not be asked: sampler={sampler['name']} gives pairs whose better "
-            "side is known; choose annotator=none, or sampler=policy to have responses judged"
-        )
-
-
-def check_logprobs(config: Config) -> None:
-    """Methods without the option (reinforcement learning, reward models) have no such key."""
-    method = config["alignment"]
-    if "logprobs" in method and method["logprobs"] not in ("sum", "mean"):
-        raise ImpossibleCell(
-            f"alignment.logprobs is {method['logprobs']!r}; choose sum (over a response's tokens) or mean"
-        )
-
-
-def check_trainer(config: Config) -> None:
-    """Several processes share every forward pass; those that split the model cannot write on their own."""
-    trainer, batch = config["trainer"], config["alignment"]["batch_size"]
-    processes = trainer["devices"] * trainer["nodes"]
-    if processes > batch:
-        raise ImpossibleCell(
-            f"trainer.devices={trainer['devices']} times trainer.nodes={trainer['nodes']} are {processes} processes, "
-            f"which share the alignment.batch_size={batch} prompts of a forward pass; choose "
-            f"alignment.batch_size={processes} or more, and a smaller alignment.accumulate for the same step"
-        )
-    if trainer["strategy"] == "deepspeed_zero3" and trainer["precision"] != "32-true":
-        raise ImpossibleCell(
-            f"trainer.precision={trainer['precision']} would have DeepSpeed train bfloat16 parameters, where small "
-            "steps are lost; choose trainer.precision=32-true (frozen weights keep base_model.dtype)"
-        )
-    if processes > 1 and trainer["strategy"] != "ddp" and config["sampler"]["when"] == "online":
-        raise ImpossibleCell(
-            f"trainer.strategy={trainer['strategy']} splits the model over processes, which then cannot draw responses "
-            "on their own inside a step; choose trainer=ddp, or sampler.when=offline where the method has that"
-        )
-
-
-def check_benchmarks(config: Config) -> None:
-    """A reward model does not write, and a policy gives no rewards."""
-    benchmark, makes = config["benchmark"], config["alignment"]["makes"]
-    if benchmark["tasks"] and benchmark["of"] != makes:
-        instead = {"policy": "benchmark=scenes", "reward_model": "benchmark=scenes/reward"}[makes]
-        raise ImpossibleCell(
-            f"alignment={config['alignment']['name']} makes a {makes.replace('_', ' ')}, and the chosen benchmark is "
-            f"for a {benchmark['of'].replace('_', ' ')}; choose {instead}"
-        )
+# What changes the speed of drawing and judging and not the results, wherever a stage has it (`Stage.free`).
+FREE = tuple(
+    f"{axis}.{inside}batch_size"
+    for axis, part in (("sampler", ""), ("sampler", "similarity."), ("annotator", ""))
+    for inside in (part, f"build.{part}")
+)
 
 
 def needs(config: Config) -> list[str]:
@@ -211,9 +96,8 @@ def needs(config: Config) -> list[str]:
 def input_stages(config: Config) -> tuple[Stage, ...]:
     """What training starts from, in the order of making: the last Groups among them are trained on."""
     preferences = preferences_stage(config["dataset"])
-    stages = [preferences]
     judge = reward_model_stage(config) if trains_reward_model(config) else None
-    stages += [judge] if judge else []
+    stages = [preferences, *([judge] if judge else [])]
     if config["sampler"]["when"] == "offline" and config["sampler"]["gives"] != "pairs":
         stages.append(samples_stage(config, preferences, judge))
     if "reference" in needs(config):
@@ -225,7 +109,8 @@ def input_stages(config: Config) -> tuple[Stage, ...]:
 
 def preferences_stage(dataset: Config) -> Stage:
     """The preference set: a dataset as it is published, or as it is constructed."""
-    return Stage("preferences", "mllm_align.stages.preferences", {"build": dataset["build"]})
+    read = {} if dataset.get("state") is None else {"state": made(dataset["state"])}
+    return Stage("preferences", "mllm_align.stages.preferences", {"build": dataset["build"], **read})
 
 
 def samples_stage(config: Config, preferences: Stage, judge: Stage | None) -> Stage:
@@ -238,9 +123,8 @@ def samples_stage(config: Config, preferences: Stage, judge: Stage | None) -> St
         "annotator": config["annotator"]["build"],
         "draw": config["alignment"]["draw"],
     }
-    return Stage(
-        "samples", "mllm_align.stages.samples", spec, with_judge({"preferences": preferences}, judge)
-    )
+    inputs = {"preferences": preferences, **({"reward_model": judge} if judge else {})}
+    return Stage("samples", "mllm_align.stages.samples", spec, inputs, free=FREE)
 
 
 def reference_stage(config: Config, groups: Stage) -> Stage:
@@ -285,15 +169,11 @@ def statistics_stage(config: Config, preferences: Stage, judge: Stage | None) ->
         "base_model": weights(config),
         "accelerator": config["trainer"]["accelerator"],
         "annotator": config["annotator"]["build"],
-        "sampler": config["sampler"]["build"],
-        "seed": config["sampler"]["seed"],
     }
-    inputs = with_judge({"preferences": preferences}, judge)
-    return Stage("reward_statistics", "mllm_align.stages.reward_statistics", spec, inputs)
-
-
-def with_judge(inputs: dict[str, Stage], judge: Stage | None) -> dict[str, Stage]:
-    return inputs if judge is None else {**inputs, "reward_model": judge}
+    if config["dataset"]["offers"] != "pairs":  # the sampler draws what is judged
+        spec |= {"sampler": config["sampler"]["build"], "seed": config["sampler"]["seed"]}
+    inputs = {"preferences": preferences, **({"reward_model": judge} if judge else {})}
+    return Stage("reward_statistics", "mllm_align.stages.reward_statistics", spec, inputs, free=FREE)
 
 
 def weights(config: Config) -> Config:
@@ -316,7 +196,9 @@ def training_stage(config: Config, stages: Sequence[Stage]) -> Stage:
             "precision": config["trainer"]["precision"],
             "seed": config["seed"],
         }
-    return Stage("training", "mllm_align.runs.train", spec, {stage.name: stage for stage in stages})
+    return Stage(
+        "training", "mllm_align.runs.train", spec, {stage.name: stage for stage in stages}, free=FREE
+    )
 
 
 def benchmark_specs(config: Config) -> dict[str, Config]:
@@ -390,8 +272,9 @@ def run_cell(config: Config, overrides: Sequence[str] = ()) -> dict[str, float]:
         if record.done and not todo:
             log.info("found finished: %s", record.folder)
             return record.headline
-        record.reopen()
         from mllm_align import runs
 
+        runs.check_ready(cell, todo)
+        record.reopen()
         runs.run(cell, record, todo)
         return record.headline

@@ -44,6 +44,8 @@ RECORD = "record.json"
 SCALARS = "scalars.csv"
 DONE = ("finished", "collapsed")  # a collapsed policy is a result, not an accident: it is not trained again
 UNCHECKED = {"wandb", "checkpoint", "checkpoints", "log.txt", RECORD, MANIFEST}
+# What an attempt that goes on from another one does not take over.
+OF_AN_END = ("status", "ended", "error", "stage")
 HEADER = "step,name,value\n"
 
 
@@ -117,9 +119,12 @@ class RunRecord:
         write_json(self.folder / RECORD, self.data)
 
     def reopen(self) -> None:
-        """Take a finished run up again to add to it, say another benchmark; the end finishes it anew."""
+        """Take a finished run up again to add to it, say another benchmark; the end finishes it anew, and a failure
+        leaves it as it was, with the error beside it.
+        """
         if self.done:
-            self.note(ends_as=self.data["status"], **_attempt(self.data))
+            self.data.pop("error", None)
+            self.note(ends_as=self.data["status"], reopened=True, **_attempt(self.data))
 
     def collapsed(self, reason: str) -> None:
         """Let the run end as `collapsed` in place of `finished`: its policy broke down."""
@@ -145,12 +150,16 @@ class RunRecord:
         """
         return Scalars(self.folder / SCALARS, resume_step)
 
-    def _finish(self) -> None:
+    def _finish(self, **fields: Any) -> None:
         write_json(self.folder / MANIFEST, {"files": _checksums(self.folder)})
-        self.data.pop("stage", None)
-        self.note(status=self.data.pop("ends_as", "finished"), ended=_now(), threads=threads())
+        for name in ("stage", "reopened"):
+            self.data.pop(name, None)
+        self.note(status=self.data.pop("ends_as", "finished"), ended=_now(), threads=threads(), **fields)
 
     def _fail(self, error: BaseException) -> None:
+        if self.data.get("reopened"):
+            self._finish(error=describe_error(error))
+            return
         status = "interrupted" if _by_ctrl_c(error) else "failed"
         self.note(status=status, ended=_now(), error=describe_error(error))
 
@@ -185,11 +194,14 @@ class Scalars:
 
 def run_folder(root: str | Path, label: str, seed: int) -> Path:
     """`<root>/runs/<label>/seed<k>`. Raises ValueError where the label cannot name a folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][-\w.,=+@]*", label, re.ASCII) or len(label) > 200:
-        raise ValueError(
-            f"run label {label!r} cannot name a folder: use up to 200 letters, digits and -_.,=+@"
-        )
+    check_folder_name("run label", label)
     return Path(root) / "runs" / label / f"seed{seed}"
+
+
+def check_folder_name(what: str, name: str) -> None:
+    """Raises ValueError where `name` cannot be a folder inside another one."""
+    if not re.fullmatch(r"[A-Za-z0-9][-\w.,=+@]*", name, re.ASCII) or len(name) > 200:
+        raise ValueError(f"{what} {name!r} cannot name a folder: use up to 200 letters, digits and -_.,=+@")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -285,15 +297,15 @@ def _lines(rows: Iterable[tuple[int, str, float]]) -> str:
 def _begin(
     folder: Path, label: str, seed: int, key: str, overrides: Sequence[str], axes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    before = _read(folder)
+    before = _read(folder)  # of the same key, where there is one
     data = {
+        **{name: value for name, value in before.items() if name not in OF_AN_END},
         "label": label,
         "seed": seed,
         "key": key,
         "axes": dict(axes),
         "overrides": redact_overrides(overrides),
         "started": before.get("started", _now()),
-        "seconds": before.get("seconds", {}),
         **_attempt(before),
     }
     write_json(folder / RECORD, data)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from mllm_align.stages import (
     TABLE,
     answer,
     benchmark_of,
+    device,
     extended,
     judge_of,
     load,
@@ -41,15 +43,12 @@ Config = Mapping[str, Any]
 
 
 def run(cell: Cell, record: RunRecord, todo: Sequence[str]) -> None:
-    """Train (unless that is done), answer the benchmarks `todo`, write metrics; the logger mirrors the record.
-
-    Benchmarks that lack files say so before anything is trained.
-    """
-    for name in todo:
-        ready(benchmark_specs(cell.config)[name])
+    """Train (unless that is done), answer the benchmarks `todo`, write metrics; the logger mirrors the record."""
     set_threads(cell.config["trainer"]["threads"])
     with made(cell.config["logger"]["build"])(about(cell, record)) as logger:
-        policy = trained_policy(cell, record, logger)
+        train_where_missing(cell, record, logger)
+        if todo:
+            policy = policy_of(cell, record)
         for name in todo:
             with record.stage(f"benchmark {name}"):
                 answer_benchmark(cell, record, policy, name)
@@ -57,15 +56,31 @@ def run(cell: Cell, record: RunRecord, todo: Sequence[str]) -> None:
     record.note(headline=headline(cell, record))
 
 
-def trained_policy(cell: Cell, record: RunRecord, logger: Any) -> Policy:
-    """The policy to evaluate: the base model alone, or with this run's adapter, trained first where it is missing."""
-    spec, accelerator = cell.config["base_model"], cell.config["trainer"]["accelerator"]
-    if cell.config["alignment"]["module"] is None:
-        return load(spec, accelerator)
-    adapter = record.folder / "adapter"
-    if not (adapter / "adapter_config.json").is_file():
-        train(cell, record, logger)
-    return load(spec, accelerator, adapter=adapter)
+def check_ready(cell: Cell, todo: Sequence[str]) -> None:
+    """Raises what the machine (a GPU) or the benchmarks `todo` lack (questions, images), before anything is trained."""
+    device(cell.config["trainer"]["accelerator"])
+    store = Store(cell.outputs / "store")
+    for name in todo:
+        ready(benchmark_specs(cell.config)[name], store)
+
+
+def train_where_missing(cell: Cell, record: RunRecord, logger: Any) -> None:
+    """Train the run's adapter, where it has one and lacks it; what training held is let go of."""
+    adapter = record.folder / "adapter" / "adapter_config.json"
+    if cell.config["alignment"]["module"] is None or adapter.is_file():
+        return
+    train(cell, record, logger)
+    import torch
+
+    gc.collect()  # Lightning and the module point at each other: the models would stay until the collector comes
+    torch.cuda.empty_cache()
+
+
+def policy_of(cell: Cell, record: RunRecord) -> Policy:
+    """The policy to evaluate: the base model alone, or with this run's adapter."""
+    trained = cell.config["alignment"]["module"] is not None
+    adapter = record.folder / "adapter" if trained else None
+    return load(cell.config["base_model"], cell.config["trainer"]["accelerator"], adapter=adapter)
 
 
 def train(cell: Cell, record: RunRecord, logger: Any) -> None:
@@ -229,7 +244,7 @@ def about(cell: Cell, record: RunRecord) -> dict[str, Any]:
         "folder": record.folder,
         "id": cell.key,
         "name": f"{cell.label} seed{cell.seed}",
-        "group": (cell.config.get("sweep") or {}).get("name"),
+        "group": (cell.config.get("sweep") or {}).get("id"),
         "tags": [value for value in data["axes"].values() if value != "none"],
         "config": dict(cell.config),
     }

@@ -33,7 +33,9 @@ def _run(config: dict[str, Any]) -> None:
     stages.write_groups(out, groups)
     print(f"{len(groups)} groups in {out}")
     print("".join(f"{line}\n" for line in told(report)), end="")
-    title = f"{config['sampler']['name']} on {config['dataset']['name']} with {config['base_model']['name']}"
+    server = config["generation"]["build"]
+    model = config["base_model"]["name"] if server is None else server["model"]
+    title = f"{config['sampler']['name']} on {config['dataset']['name']} with {model}"
     page = write_samples(
         groups, config["page"] or out.with_suffix(".html"), title, report, config["shown"], config["seed"]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ Config = Mapping[str, Any]
 PAIRS = "preferences.parquet"
 TABLE = "reference.safetensors"
 STATISTICS = "reward.json"
+SERVED_SAMPLER = "mllm_align.samplers.served.ServedSampler"
 # What `fit` is told by a method's config.
 FITTED = ("epochs", "batch_size", "accumulate", "gradient_clip")
 
@@ -50,9 +52,12 @@ def build_dataset(spec: Config) -> tuple[Sequence[Group], dict[str, Any]]:
 def sampled(config: Config) -> tuple[Sequence[Group], dict[str, Any]]:
     """What `mllm-align sample` writes: the dataset's own Groups, or what the sampler makes of them."""
     from mllm_align.modules.draws import sampled as draw
+    from mllm_align.samplers.served import cut
 
-    groups, report = build_dataset(config["dataset"]["build"])
     sampler, annotator = config["sampler"], config["annotator"]
+    server = config["generation"]["build"]
+    spec = sampler["build"] if server is None else served_sampler(config)
+    groups, report = build_dataset(config["dataset"]["build"])
     if sampler["gives"] == "pairs":
         return groups, report
     if sampler["gives"] == "responses" and annotator["build"] is None:
@@ -60,17 +65,20 @@ def sampled(config: Config) -> tuple[Sequence[Group], dict[str, Any]]:
             f"sampler={sampler['name']} draws responses, and somebody must compare them; "
             "choose annotator=oracle (scenes only), annotator=self or annotator=large"
         )
-    policy = load(config["base_model"], config["trainer"]["accelerator"])
-    judge = made(annotator["build"])(policy) if sampler["gives"] == "responses" else None
-    drawn, found = draw_groups(policy, groups, config["seed"], sampler["build"], judge, draw)
-    return drawn, {**report, **found}
+    judge = made(annotator["build"]) if sampler["gives"] == "responses" else None
+    policy: Any = None
+    if server is None or asks_policy(judge):
+        policy = load(config["base_model"], config["trainer"]["accelerator"])
+    drawn, found = draw_groups(policy, groups, config["seed"], spec, judge and judge(policy), draw)
+    unfinished = {} if server is None else {"cut at max_new_tokens": cut(drawn)}
+    return drawn, {**report, **found, **unfinished}
 
 
 def draw_groups(
     policy: Policy, groups: Sequence[Group], seed: int, sampler: Config, annotator: Any, draw: Any
 ) -> tuple[list[Group], dict[str, Any]]:
     """The decided Groups of a draw, and what there is to report of it."""
-    from mllm_align.samplers.bdhs import statistics
+    from mllm_align.samplers.statistics import statistics
 
     drawn = draw(policy, groups, seed, made(sampler), annotator)
     decided = [group for group in drawn.groups if group.preferences]
@@ -80,7 +88,8 @@ def draw_groups(
             "the sampler came back with the answers themselves; choose another annotator or a lower threshold of "
             "its ties, or sampler settings that change more"
         )
-    return decided, {"ties left out": len(drawn.groups) - len(decided), **statistics(drawn.groups)}
+    about = statistics([group for group in drawn.made if group is not None])
+    return decided, {"ties left out": len(drawn.groups) - len(decided), **about}
 
 
 def samples(config: dict[str, Any], inputs: dict[str, Path], out: Path) -> None:
@@ -144,7 +153,7 @@ def reward_statistics(config: dict[str, Any], inputs: dict[str, Path], out: Path
     policy = load(config["base_model"], config["accelerator"])
     judge = judge_of(config["annotator"], policy, inputs)
     groups = read_groups(inputs["preferences"] / PAIRS)
-    if not any(group.responses for group in groups):
+    if "sampler" in config and not any(group.responses for group in groups):
         groups = made(config["sampler"]).sample(policy, groups, config["seed"])
     write_json(out / STATISTICS, compute(judge, groups))
 
@@ -183,10 +192,62 @@ def benchmark_of(spec: Config, store: Store) -> Any:
     return made({**spec, "folder": str(store.get(preferences_stage(spec["data"])))})
 
 
-def ready(spec: Config) -> None:
-    """Raises what a benchmark finds missing (questions, images, packages); one that needs nothing says nothing."""
-    if "data" not in spec and (check := getattr(made(spec), "ready", None)):
+def ready(spec: Config, store: Store) -> None:
+    """Raises what a benchmark finds missing (questions, images, packages); a dataset that it asks about is built."""
+    if check := getattr(benchmark_of(spec, store), "ready", None):
         check()
+
+
+# --- a server in place of our own decoder ------------------------------------------------------------------
+
+
+def answering(config: Config, specs: Mapping[str, Config]) -> Any:
+    """What answers benchmarks: the base model, with its adapter if there is one, or the server of `generation`.
+
+    Raises ValueError for what a server cannot do.
+    """
+    server, adapter = config["generation"]["build"], config["adapter"]
+    if server is None:
+        set_threads(config["trainer"]["threads"])
+        return load(config["base_model"], config["trainer"]["accelerator"], adapter=adapter)
+    name = config["generation"]["name"]
+    if adapter:
+        raise ValueError(
+            f"generation={name} answers with the weights that the server has, and adapter={adapter} is not among "
+            "them; serve what `mllm-align export` makes of it and leave adapter out, or choose generation=local"
+        )
+    for task, spec in specs.items():
+        if hasattr(made(spec), "answer"):
+            raise ValueError(
+                f"benchmark {task} asks the model itself and not for its answers to questions, which "
+                f"generation={name} cannot do; choose generation=local"
+            )
+    return made(server)
+
+
+def served_sampler(config: Config) -> dict[str, Any]:
+    """What builds the sampler that asks the server of `generation`. Raises ValueError for what it cannot draw."""
+    from mllm_align.samplers.policy import PolicySampler
+
+    sampler, name = config["sampler"], config["generation"]["name"]
+    if sampler["gives"] == "pairs":
+        raise ValueError(
+            f"sampler={sampler['name']} draws nothing, so generation={name} has nothing to do; choose "
+            "sampler=policy, or generation=local"
+        )
+    if sampler["gives"] != "responses" or not isinstance(made(sampler["build"]), PolicySampler):
+        raise ValueError(
+            f"sampler={sampler['name']} hides or changes the image inside the model, or goes on from half an answer, "
+            f"which generation={name} cannot do; choose generation=local, or sampler=policy"
+        )
+    settings = {key: sampler["build"][key] for key in ("k", "temperature", "top_p", "max_new_tokens")}
+    return {"_target_": SERVED_SAMPLER, "server": config["generation"]["build"], **settings}
+
+
+def asks_policy(builder: Any) -> bool:
+    """Whether an annotator's builder needs the policy: the oracle's and the endpoint's have none by default."""
+    first = next(iter(inspect.signature(builder).parameters.values()))
+    return first.default is first.empty
 
 
 # --- annotators --------------------------------------------------------------------------------------------
@@ -245,7 +306,14 @@ def quiet_libraries() -> None:
 
 
 def device(accelerator: str) -> str:
-    """torch's name for Lightning's accelerator."""
+    """torch's name for Lightning's accelerator. Raises ValueError for a GPU that is not there."""
+    import torch
+
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            "trainer.accelerator=gpu, and torch finds no GPU here: choose trainer=cpu, or see that the driver and a "
+            "CUDA build of torch are installed"
+        )
     return {"gpu": "cuda"}.get(accelerator, accelerator)
 
 

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,8 +45,9 @@ class Stage:
         when it must run; it writes its files into the empty folder `out`.
     config : plain JSON-able data, resolved.
     inputs : the stages whose folders `build` reads.
-    version : raised by hand when the code behind `build` changes its meaning elsewhere than in `build` itself
-        and in the `_target_`s of `config`, whose source counts by itself.
+    version : raised by whoever changes the meaning of this package's code elsewhere than in `build` itself and in the
+        `_target_`s of `config`, whose source counts by itself.
+    free : dotted names of settings of `config` that change how fast `build` is and nothing else: no part of the key.
     """
 
     name: str
@@ -54,16 +55,18 @@ class Stage:
     config: Mapping[str, Any]
     inputs: Mapping[str, "Stage"] = field(default_factory=dict)
     version: int = 1
+    free: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:
         """24 hex digits over name, config, inputs, version and source."""
-        called = {self.build, *fingerprints.targets(self.config)}
+        config = fingerprints.deciding(without(self.config, self.free))
+        called = {self.build, *fingerprints.targets(config)}
         return fingerprints.digest(
             {
                 "name": self.name,
                 "version": self.version,
-                "config": fingerprints.keyed(self.config),
+                "config": fingerprints.keyed(config),
                 "inputs": {name: stage.key for name, stage in self.inputs.items()},
                 "source": {name: fingerprints.source(name) for name in called},
             }
@@ -74,6 +77,17 @@ class Stage:
         for stage in self.inputs.values():
             yield from stage.with_inputs()
         yield self
+
+
+def without(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """`config` less the settings at these dotted names, where it has them."""
+    left = dict(config)
+    for first, _, rest in (name.partition(".") for name in names):
+        if not rest:
+            left.pop(first, None)
+        elif isinstance(left.get(first), Mapping):
+            left[first] = without(left[first], [rest])
+    return left
 
 
 class Store:

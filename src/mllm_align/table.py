@@ -101,6 +101,11 @@ def _study(config: dict[str, Any]) -> None:
     table = make_table(spec, runs, scorers)
     out = console()
     out.print(render_study.render_terminal(table, out.width))
+    ended_badly = [
+        run for found in runs.values() for run in found if run.status not in ("missing", "finished")
+    ]
+    if not ended_badly and not any(row.cells for row in table.comparison.rows):
+        raise FileNotFoundError(nothing_ran(spec.name, config))
     renderers = {
         "md": render_study.render_markdown,
         "tex": render_study.render_latex,
@@ -110,6 +115,20 @@ def _study(config: dict[str, Any]) -> None:
         file = outputs / "tables" / folder_name(spec.name, config["world"]["name"]) / f"table.{suffix}"
         write_text(file, render(table))
         print(file)
+
+
+def nothing_ran(table: str, config: Mapping[str, Any]) -> str:
+    """What to say where no row has a run: nothing is written over an earlier table, and what was run is named."""
+    name = folder_name(table, config["world"]["name"])
+    told = f"none of the rows of {table} has been run as they are planned now, so no file was written"
+    summary = Path(config["outputs"]) / "sweeps" / name / "summary.json"
+    if not summary.is_file():
+        return f"{told}; run them with: make {table}"
+    command = json.loads(summary.read_text(encoding="utf-8"))["command"]
+    return (
+        f"{told}. The sweep {name} was: {command}\n"
+        f"Give what stands there beside the table as overrides=..., or take its runs as they are with sweep={name}"
+    )
 
 
 def folder_name(table: str, world: str) -> str:

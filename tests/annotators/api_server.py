@@ -19,7 +19,10 @@ Failure = tuple[int, dict[str, Any] | str]
 
 @dataclass
 class Endpoint:
-    """What it says and what it was told. `rule(text)` is the answer to a question, `failures` come first."""
+    """What it says and what it was told. `rule(text)` is the answer to a question, `failures` come first.
+
+    `model(body)` answers in place of `rule`: a text, and why it ended.
+    """
 
     rule: Callable[[str], str]
     url: str = ""
@@ -27,6 +30,7 @@ class Endpoint:
     log_odds: Callable[[str], float] | None = None  # of A; None answers without log-probabilities
     usage: bool = True
     delay: float = 0.0
+    model: Callable[[dict[str, Any]], tuple[str, str]] | None = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     together: int = 0  # most requests that were open at once
@@ -43,13 +47,14 @@ class Endpoint:
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         text = text_of(body)
+        said, finish = self.model(body) if self.model else (self.rule(text), "stop")
         choice: dict[str, Any] = {
             "index": 0,
-            "finish_reason": "stop",
-            "message": {"role": "assistant", "content": self.rule(text)},
+            "finish_reason": finish,
+            "message": {"role": "assistant", "content": said},
         }
         if self.log_odds is not None and body.get("logprobs"):
-            choice["logprobs"] = {"content": [listed(self.log_odds(text))]}
+            choice["logprobs"] = {"content": [listed(self.log_odds(text), said)]}
         reply = {
             "id": "1",
             "object": "chat.completion",
@@ -62,16 +67,15 @@ class Endpoint:
         return reply
 
 
-def listed(odds: float) -> dict[str, Any]:
-    """The first token's log-probabilities with these log-odds of A: 0.9 of the mass on both letters."""
+def listed(odds: float, said: str) -> dict[str, Any]:
+    """The one token of an answer with these log-odds of A: 0.9 of the mass on both letters."""
     a = math.log(0.9) - math.log1p(math.exp(-odds))
     b = math.log(0.9) - math.log1p(math.exp(odds))
     # A's mass in two spellings, as tokenizers have it.
     top = [("A", a + math.log(0.75)), (" A", a + math.log(0.25)), ("B", b), ("I", math.log(0.1))]
-    best = max(top, key=lambda item: item[1])
     return {
-        "token": best[0],
-        "logprob": best[1],
+        "token": said,
+        "logprob": dict(top)[said],
         "bytes": None,
         "top_logprobs": [{"token": t, "logprob": p, "bytes": None} for t, p in top],
     }
@@ -94,6 +98,7 @@ def image_of(body: dict[str, Any]) -> Image.Image:
 
 class Quiet(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is no news."""

@@ -18,6 +18,7 @@ import yaml
 from api_server import Endpoint, serving
 from PIL import Image
 
+from annotating import annotated
 from mllm_align.annotators.agreement import agreement
 from mllm_align.annotators.api import ApiAnnotator, Verdict, api, log_odds, verdict
 from mllm_align.api.client import ApiError, Client, Question, Reply, Terms, Token
@@ -146,7 +147,7 @@ def test_accuracy_and_position_bias_of_a_judge_that_leans(tmp_path) -> None:
 
 def test_annotate_fills_scores_and_preferences(tmp_path) -> None:
     with serving(by_quality) as endpoint:
-        same, different = annotator(endpoint, tmp_path).annotate([group("cat", "cat"), group("dog", "cat")])
+        same, different = annotated(annotator(endpoint, tmp_path), [group("cat", "cat"), group("dog", "cat")])
     assert (same.preferences, different.preferences) == ((), (Preference(1, 0),))
     assert [r.score for r in different.responses] == [-0.5, 0.5]
 
@@ -158,7 +159,7 @@ def test_an_answer_that_is_neither_a_nor_b_is_undecided_and_counted(tmp_path, ca
 
     with serving(rule) as endpoint, caplog.at_level(logging.WARNING):
         judge = annotator(endpoint, tmp_path)
-        undecided, _ = judge.annotate([group("cat", "dog"), group("cup", "cat", image="two")])
+        undecided, _ = annotated(judge, [group("cat", "dog"), group("cup", "cat", image="two")])
     assert undecided.preferences == ()
     assert [r.score for r in undecided.responses] == [0.0, 0.0]
     report = judge.report()
@@ -215,6 +216,23 @@ def test_the_letter_is_found_behind_words() -> None:
         Token(" B", -0.5, ((" B", -0.5), (" A", -1.5))),
     )
     assert verdict(Reply("Answer: B", tokens)) == Verdict(-1, pytest.approx(-1.0))
+
+
+def test_the_odds_are_those_of_the_letter_that_was_read() -> None:
+    """Another token may be the letter too: a piece of a word, or one of a line that is not looked at."""
+    pieces = (
+        Token("A", 0.0, (("A", 0.0), ("B", -4.0))),
+        Token("nswer", 0.0),
+        Token(":", 0.0),
+        Token(" B", -0.5, ((" B", -0.5), (" A", -1.5))),
+    )
+    assert verdict(Reply("Answer: B", pieces)) == Verdict(-1, pytest.approx(-1.0))
+    lower = Token("b", -0.1, (("b", -0.1), ("a", -3.0)))
+    later = (lower, Token("\n", 0.0), Token("A", 0.0, (("A", 0.0), ("B", -6.0))), Token(" is wrong.", 0.0))
+    assert verdict(Reply("b\nA is wrong.", later)) == Verdict(-1)
+    marked = (Token("▁", 0.0), Token("A", -0.5, (("A", -0.5), ("B", -1.5))), Token("</s>", 0.0))
+    assert verdict(Reply("A", marked)) == Verdict(1, pytest.approx(1.0))
+    assert verdict(Reply("B", (Token("A", 0.0, (("A", 0.0), ("B", -4.0))),))) == Verdict(-1)
 
 
 # --- the cache ---------------------------------------------------------------------------------------------
@@ -555,7 +573,7 @@ def test_a_question_without_an_image_is_text_alone(tmp_path) -> None:
             terms=Terms(str(tmp_path), api_key_env="TEST_API_KEY"),
         )
         replies = client.ask([Question("yes"), Question("no")])
-    assert replies == [Reply("YES", model="m"), Reply("NO", model="m")]
+    assert replies == [Reply(text, model="m", finish="stop") for text in ("YES", "NO")]
     assert sorted(body["messages"][0]["content"] for body in endpoint.bodies) == ["no", "yes"]
 
 
@@ -623,8 +641,8 @@ def test_the_configuration_builds_and_judges(tmp_path, monkeypatch) -> None:
         overrides += ["~annotator.build.settings.logprobs", "~annotator.build.settings.top_logprobs"]
         cfg = compose("primary", overrides=overrides)
         judge = instantiate(cfg.annotator.build)(None)
-        (annotated,) = judge.annotate([group("dog", "cat")])
-    assert annotated.preferences == (Preference(1, 0),)
+        (judged,) = annotated(judge, [group("dog", "cat")])
+    assert judged.preferences == (Preference(1, 0),)
     assert "Question: What is it?" in endpoint.texts[0]
     assert "logprobs" not in endpoint.bodies[0]
     assert len(entries(tmp_path / "outputs" / "cache" / "api")) == 2

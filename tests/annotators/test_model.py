@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from annotating import annotated
 from mllm_align.annotators import model as annotators
 from mllm_align.annotators.agreement import agreement
 from mllm_align.annotators.model import ModelAnnotator, other, own
@@ -15,6 +17,8 @@ from mllm_align.models.load import add_lora, load_policy
 from mllm_align.records import Group, Preference, Response
 from tiny import make_examples
 
+# A policy that is not asked: its answers are made up.
+ANY = SimpleNamespace(processor=SimpleNamespace(image_token="<image>"))
 TEMPLATE = "Which is better? {question} A: {a} B: {b}"
 
 
@@ -45,7 +49,7 @@ def biased(monkeypatch, quality: dict[str, float], lean: float) -> list[str]:
 def test_two_responses_are_asked_in_both_orders(monkeypatch) -> None:
     asked = biased(monkeypatch, {"cat": 1.0, "dog": 0.0}, lean=0.0)
     example = group("cat", "dog").example
-    ModelAnnotator(None, TEMPLATE).judge([group("cat", "dog")])
+    ModelAnnotator(ANY, TEMPLATE).judge([group("cat", "dog")])
     assert asked == [
         f"Which is better? {example.prompt} A: cat B: dog",
         f"Which is better? {example.prompt} A: dog B: cat",
@@ -54,7 +58,7 @@ def test_two_responses_are_asked_in_both_orders(monkeypatch) -> None:
 
 def test_the_gap_of_two_scores_is_the_mean_log_odds_and_the_lean_cancels(monkeypatch) -> None:
     biased(monkeypatch, {"cat": 1.0, "dog": 0.0}, lean=5.0)
-    (judgement,) = ModelAnnotator(None, TEMPLATE).judge([group("cat", "dog")])
+    (judgement,) = ModelAnnotator(ANY, TEMPLATE).judge([group("cat", "dog")])
     (comparison,) = judgement.comparisons
     # A: cat gives 1 + 5, A: dog gives -1 + 5: preference (6 - 4) / 2, lean (6 + 4) / 2, and A won twice.
     assert (comparison.forward, comparison.backward) == pytest.approx((6.0, 4.0), abs=1e-4)
@@ -66,24 +70,35 @@ def test_the_gap_of_two_scores_is_the_mean_log_odds_and_the_lean_cancels(monkeyp
 
 def test_several_scores_are_the_qualities_less_their_mean(monkeypatch) -> None:
     biased(monkeypatch, {"a cat": 1.0, "a dog": 3.0, "a cup": 2.0}, lean=0.5)
-    (judgement,) = ModelAnnotator(None, TEMPLATE).judge([group("a cat", "a dog", "a cup")])
+    (judgement,) = ModelAnnotator(ANY, TEMPLATE).judge([group("a cat", "a dog", "a cup")])
     assert judgement.scores == pytest.approx((-1.0, 1.0, 0.0), abs=1e-5)
     assert [c.conflicting for c in judgement.comparisons] == [False, False, False]
 
 
-def test_annotate_fills_scores_and_preferences_by_the_rule_it_is_given(monkeypatch) -> None:
+def test_scores_and_preferences_are_filled_scores_and_preferences_by_the_rule_it_is_given(
+    monkeypatch,
+) -> None:
     biased(monkeypatch, {"a cat": 1.0, "a dog": 3.0, "a cup": 2.0}, lean=0.0)
     asked = group("a cat", "a dog", "a cup")
-    (best,) = ModelAnnotator(None, TEMPLATE, best_worst).annotate([asked])
-    (every,) = ModelAnnotator(None, TEMPLATE, partial(all_pairs, threshold=1.5)).annotate([asked])
+    (best,) = annotated(ModelAnnotator(ANY, TEMPLATE, best_worst), [asked])
+    (every,) = annotated(ModelAnnotator(ANY, TEMPLATE, partial(all_pairs, threshold=1.5)), [asked])
     assert best.preferences == every.preferences == (Preference(1, 0),)
     assert [r.score for r in best.responses] == pytest.approx([-1.0, 1.0, 0.0], abs=1e-5)
     assert [r.text for r in best.responses] == ["a cat", "a dog", "a cup"]
 
 
+def test_an_answer_that_spells_the_image_token_is_asked_about_without_it(tiny_policy) -> None:
+    token = tiny_policy.processor.image_token
+    spelt, plain = (
+        ModelAnnotator(tiny_policy, TEMPLATE).judge([group(text, "no")])
+        for text in (f"a {token}cat", "a cat")
+    )
+    assert spelt == plain
+
+
 def test_equal_texts_tie_without_a_question(monkeypatch) -> None:
     asked = biased(monkeypatch, {"cat": 1.0, "dog": 0.0}, lean=2.0)
-    same, different = ModelAnnotator(None, TEMPLATE).annotate([group("cat", "cat"), group("dog", "cat")])
+    same, different = annotated(ModelAnnotator(ANY, TEMPLATE), [group("cat", "cat"), group("dog", "cat")])
     assert (same.preferences, different.preferences) == ((), (Preference(1, 0),))
     assert [r.score for r in same.responses] == [0.0, 0.0]
     assert len(asked) == 2
@@ -91,7 +106,7 @@ def test_equal_texts_tie_without_a_question(monkeypatch) -> None:
 
 def test_braces_in_an_answer_are_only_text(monkeypatch) -> None:
     asked = biased(monkeypatch, {"{a}": 1.0, "{question}": 0.0}, lean=0.0)
-    ModelAnnotator(None, TEMPLATE).judge([group("{a}", "{question}")])
+    ModelAnnotator(ANY, TEMPLATE).judge([group("{a}", "{question}")])
     assert asked[0].endswith("A: {a} B: {question}")
 
 
@@ -103,7 +118,7 @@ def test_agreement_counts_accuracy_ties_and_position_bias(monkeypatch) -> None:
         group("dog", "dog", preferences=(Preference(1, 0),)),  # tie, not asked
         group("cup", "dog", preferences=(Preference(0, 1),)),  # right; 1.25 and 0.25: conflict
     ]
-    found = agreement(ModelAnnotator(None, TEMPLATE), groups)
+    found = agreement(ModelAnnotator(ANY, TEMPLATE), groups)
     assert (found.pairs, found.ties, found.comparisons) == (4, 1, 3)
     assert found.accuracy == pytest.approx(2 / 3)
     assert found.conflicting == pytest.approx(2 / 3)

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 import pytest
 
+from annotating import annotated
 from mllm_align.annotators.agreement import agreement
 from mllm_align.annotators.oracle import OracleAnnotator, knows, oracle
 from mllm_align.annotators.pairs import all_pairs
@@ -16,7 +17,7 @@ from tiny import make_groups
 
 
 def test_more_truth_wins_over_less_and_less_over_falsehood() -> None:
-    for group in OracleAnnotator(pairs=all_pairs).annotate(scene_groups(20)):
+    for group in annotated(OracleAnnotator(pairs=all_pairs), scene_groups(20)):
         assert {(p.chosen, p.rejected) for p in group.preferences} == {(2, 0), (2, 1), (0, 1)}
 
 
@@ -33,7 +34,7 @@ def test_scores_are_those_of_the_scene_s_oracle() -> None:
 def test_the_same_text_ties() -> None:
     (group,) = scene_groups(1)
     same = replace(group, responses=(Response("There is a dog."),) * 2)
-    assert OracleAnnotator().annotate([same])[0].preferences == ()
+    assert annotated(OracleAnnotator(), [same])[0].preferences == ()
 
 
 def test_noise_is_seeded_by_example_and_response() -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
+from mllm_align.annotators.agreement import compare
+from mllm_align.annotators.base import Judgement, fill
 from mllm_align.annotators.pairs import all_pairs, best_worst
 from mllm_align.records import Preference
+from tiny import make_groups
 
 
 def test_best_worst() -> None:
@@ -34,3 +41,14 @@ def test_all_pairs_leaves_out_the_close_ones() -> None:
 def test_one_response_has_no_preference() -> None:
     assert best_worst([1.0]) == ()
     assert all_pairs([1.0]) == ()
+
+
+@pytest.mark.parametrize("pairs", [best_worst, all_pairs])
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_no_tie(pairs, score) -> None:
+    groups = make_groups(2)
+    judgements = [Judgement((1.0, 0.0)), Judgement((score, 0.0))]
+    with pytest.raises(ValueError, match=r"example 'e1': the annotator scores \[(nan|inf), 0.0\]"):
+        fill(groups, judgements, pairs)
+    with pytest.raises(ValueError, match="example 'e1'"):
+        compare(groups, judgements)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mllm_align.benchmarks.base import score
 from mllm_align.benchmarks.pope import SPLITS, Pope, absent_kinds, pope_questions, yes_or_no
 from mllm_align.scenes.world import plausibility, popularity, rng_for, sample_scene
 
@@ -52,7 +53,7 @@ def test_metrics_by_hand():
         row("Yes, there is one.", "no", ["adversarial"], name="11"),
         row("no", "no", ["adversarial"], image="b"),
     ]
-    found = Pope().score(rows)
+    found = score(Pope(), rows)
     assert found["random_accuracy"] == pytest.approx(5 / 6)
     assert found["random_precision"] == 1
     assert found["random_recall"] == pytest.approx(2 / 3)
@@ -70,8 +71,8 @@ def test_metrics_by_hand():
 
 
 def test_an_invalid_answer_to_a_present_object_is_a_miss():
-    found = Pope().score(
-        [row("perhaps", "yes"), row("yes", "yes"), row("no", "no"), row("no", "no", name="4")]
+    found = score(
+        Pope(), [row("perhaps", "yes"), row("yes", "yes"), row("no", "no"), row("no", "no", name="4")]
     )
     assert found["random_recall"] == 0.5
     assert found["random_f1"] == pytest.approx(2 / 3)
@@ -79,12 +80,12 @@ def test_an_invalid_answer_to_a_present_object_is_a_miss():
 
 
 def test_always_no_scores_half_and_f1_zero():
-    found = Pope().score([row("No", "yes"), row("No", "no")])
+    found = score(Pope(), [row("No", "yes"), row("No", "no")])
     assert (found["accuracy"], found["f1"], found["precision"], found["yes_ratio"]) == (0.5, 0, 0, 0)
 
 
 def test_the_yes_ratio_counts_predictions_and_not_the_truth():
-    found = Pope().score([row("yes", "yes"), row("yes", "no")])
+    found = score(Pope(), [row("yes", "yes"), row("yes", "no")])
     assert found["yes_ratio"] == 1.0
 
 
@@ -92,10 +93,6 @@ def test_metrics_take_stacked_totals():
     totals = Pope().counts([row("yes", "yes"), row("no", "no", image="b")]).totals()
     stacked = {name: np.array([value, 2 * value]) for name, value in totals.items()}
     assert Pope().metrics(stacked)["f1"].tolist() == [1, 1]
-
-
-def test_items_are_right_or_wrong():
-    assert Pope().items([row("Yes.", "yes", name="x"), row("maybe", "no", name="y")]) == {"x": 1.0, "y": 0.0}
 
 
 def test_questions_are_balanced_in_every_split_and_true():

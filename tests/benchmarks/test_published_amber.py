@@ -83,11 +83,31 @@ def test_what_was_not_asked_is_named_and_not_scored(tmp_path, evaluate):
     assert "questions have no answer (7)" in said
 
 
-def test_only_yes_and_no_to_the_letter_are_valid(root, tmp_path):
+def test_one_dimension_has_no_figure_of_all(root, tmp_path):
+    stand_ins.whole(tmp_path / "existence.json", rows(["", "No"])[1:])
+    benchmark = scorer(root)
+    answered, _ = benchmark.from_files([tmp_path / "existence.json"], False)
+    assert list(benchmark.result(answered)["official"]) == ["existence"]
+
+
+def test_numbers_from_0_are_told_by_image_and_question(root, tmp_path):
+    said = ["man", "No", "Yes", "No", "Yes", "Yes", "No"]
+    shifted = [
+        {"index": n - 1, "image": "AMBER_1.jpg", "question": f"Query {n}?", "prediction": text}
+        for n, text in enumerate(said, 1)
+    ]
+    stand_ins.jsonl(tmp_path / "a.jsonl", shifted)
+    answered, report = scorer(root).from_files([tmp_path / "a.jsonl"], False)
+    assert [row["prediction"] for row in answered] == said
+    assert report["joined by"] == "image and question"
+
+
+def test_only_yes_and_no_to_the_letter_are_valid(root, tmp_path, caplog):
     stand_ins.whole(tmp_path / "a.json", rows(["", "no", "Yes.", "No", "Yes", "Yes", "No"])[1:])
     benchmark = scorer(root)
     answered, _ = benchmark.from_files([tmp_path / "a.json"], False)
     found = benchmark.result(answered)
+    assert "2 of 6 answers to questions are not Yes or No to the letter" in caplog.text
     assert found["valid"] == pytest.approx(4 / 6)
     assert found["official"]["existence"]["Accuracy"] == 0.0
 
@@ -99,7 +119,7 @@ def test_without_nltk_or_spacy_it_is_said_what_to_install(tmp_path, evaluate, mo
     monkeypatch.setattr(lemmas, "_nltk", missing)
     stand_ins.whole(tmp_path / "a.json", rows(["A man."]))
     given = f"predictions={tmp_path / 'a.json'}"
-    assert "pip install nltk" in evaluate.fails("benchmark=published/amber", given)
+    assert "pip install 'mllm-align[evaluation]'" in evaluate.fails("benchmark=published/amber", given)
 
 
 def test_an_unknown_part_is_refused():

@@ -146,6 +146,17 @@ def test_a_hand_worked_score(tmp_path, evaluate):
             {"answer": r["caption"], "metainfos": {"image_id": r["image_id"]}, "question": "Describe."}
             for r in rows
         ],
+        lambda rows: {f"COCO_val2014_{r['image_id']:012d}.jpg": r["caption"] for r in rows},
+        lambda rows: [{"id": r["image_id"], "caption": r["caption"]} for r in rows],
+        lambda rows: [
+            {
+                "doc_id": n,
+                "filtered_resps": r["caption"],
+                "input": "Describe.",
+                "coco_cap_recall": {"answer": ["cup"], "pred": ["cup"], "image_id": r["image_id"]},
+            }
+            for n, r in enumerate(rows)
+        ],
     ],
 )
 def test_captions_of_other_forms(tmp_path, evaluate, form):
@@ -159,9 +170,9 @@ def test_unknown_images_and_repeated_ones_are_refused(tmp_path, evaluate):
     other = given(tmp_path, [{"image_id": 5, "caption": "A dog."}])
     assert "no objects are known of image 5" in evaluate.fails("benchmark=published/chair", other)
     twice = given(tmp_path, [CAPTIONS[0], CAPTIONS[0]])
-    assert "answers are to a question that has one already" in evaluate.fails(
-        "benchmark=published/chair", twice
-    )
+    said = evaluate.fails("benchmark=published/chair", twice)
+    assert "1 answers are to a question that has one already (captions.json, row 2)" in said
+    assert "no answer" not in said
     nameless = given(tmp_path, [{"caption": "A dog."}])
     assert "no COCO image is named" in evaluate.fails("benchmark=published/chair", nameless)
 
@@ -181,7 +192,7 @@ def test_lemmas_without_nltk_take_the_files_own_tokens_or_say_what_to_install(
 
     monkeypatch.setattr(lemmas, "_nltk", missing)
     lemma = ("benchmark=published/chair", "benchmark.tasks.chair.variant=lemma")
-    assert "pip install nltk" in evaluate.fails(*lemma, given(tmp_path, CAPTIONS))
+    assert "pip install 'mllm-align[evaluation]'" in evaluate.fails(*lemma, given(tmp_path, CAPTIONS))
     own = [
         {**CAPTIONS[0], "words": ["two", "dog", "seat"], "mscoco_gt_words": ["dog"]},
         {**CAPTIONS[1], "words": ["bus"], "mscoco_gt_words": ["bus"]},

@@ -11,6 +11,7 @@ from annotators.api_server import serving
 from mllm_align.api.client import Terms
 from mllm_align.benchmarks import base
 from mllm_align.benchmarks.published import llava_bench, mmhal, mmvet, objhal
+from mllm_align.benchmarks.published.answers import AnswerFileError
 from mllm_align.benchmarks.published.judge import ApiJudge, JudgeError, prompt_text
 
 pytest.importorskip("openai", reason="pip install 'mllm-align[api]'")
@@ -112,6 +113,33 @@ def test_failed_reviews_count_as_minus_one_and_runs_are_averaged(tmp_path, root)
     assert found["metrics"]["relative"] == pytest.approx((7.333 / 7 + 2.333 / 5) / 2)
 
 
+def test_reviews_of_others(tmp_path, root):
+    benchmark = of_llava(root, nobody())
+    texts = [{"question_id": n, "answer2_id": "x", "content": "8 6\nFine.", "tuple": None} for n in range(3)]
+    asked = [f"Question {n}?" for n in range(3)]
+    nothing = {"scores": [-999, -999], "review": "8 6"}
+    samples = [
+        {
+            "doc_id": n,
+            "filtered_resps": f"Said {n}.",
+            "input": text,
+            "gpt_eval_llava_conv": {"question": text, **nothing},
+            "gpt_eval_llava_all": {"question": text, "scores": [8, 6], "eval_model": "gpt-4o"},
+        }
+        for n, text in enumerate(asked)
+    ]
+    for name, rows in (("texts", texts), ("samples_llava_in_the_wild", samples)):
+        stand_ins.jsonl(tmp_path / f"{name}.jsonl", rows)
+        found, told = benchmark.from_files([tmp_path / f"{name}.jsonl"], False)
+        assert benchmark.result(found)["official"]["run 1"]["all"] == [75.0, 80.0, 60.0]
+    assert [row["prediction"] for row in found] == ["Said 0.", "Said 1.", "Said 2."]
+    assert found[0]["judgements"][0]["judge"] == "gpt-4o"
+    assert told["samples_llava_in_the_wild.jsonl"]["holds"] == "answers and reviews"
+    stand_ins.jsonl(tmp_path / "one.jsonl", [{**texts[0], "tuple": [8]}, *texts[1:]])
+    with pytest.raises(AnswerFileError, match=r"one.jsonl, row 1: a review has two numbers"):
+        benchmark.from_files([tmp_path / "one.jsonl"], False)
+
+
 def test_the_means_are_rounded_to_three_decimals_before_they_are_divided():
     totals = {f"0/{c}/{part}": 0.0 for c in llava_bench.CATEGORIES for part in llava_bench.PARTS}
     totals |= {"0/conv/reference": 25.0, "0/conv/model": 16.0, "0/conv/asked": 3.0, "0/conv/valid": 3.0}
@@ -176,6 +204,35 @@ def test_answers_as_an_object_of_ids(tmp_path, root):
     stand_ins.whole(tmp_path / "answers.json", {"v1_0": "a", "v1_1": "b", "v1_2": "c"})
     rows, _ = of_mmvet(root, nobody()).from_files([tmp_path / "answers.json"], False)
     assert [row["prediction"] for row in rows] == ["a", "b", "c"]
+
+
+def test_a_table_of_grades_whose_numbers_begin_with_1(tmp_path, root):
+    """VLMEvalKit's: the question and the true answer stand beside prediction and score."""
+    asked = ("What is x?", "Which animal is it?", "What does the sign say?")
+    rows = [f"{n},{text},true,rec,said {n},{n / 4}" for n, text in enumerate(asked, 1)]
+    file = tmp_path / "grades.csv"
+    file.write_text("\n".join(["index,question,answer,category,prediction,score", *rows]))
+    benchmark = of_mmvet(root, nobody())
+    found, told = benchmark.from_files([file], False)
+    assert [row["prediction"] for row in found] == ["said 1", "said 2", "said 3"]
+    assert [row["judgements"][0]["score"] for row in found] == [0.25, 0.5, 0.75]
+    assert told["grades.csv"]["joined by"] == "order and question"
+    assert told["grades.csv"]["holds"] == "answers and grades"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"score": [5]}, "the score is 5; MM-Vet's are numbers from 0 to 1"),
+        ({"score": [None]}, "the score is None"),
+        ({"model": ["a", "b"]}, "1 scores, 2 models and 1 contents"),
+    ],
+)
+def test_a_bad_grade_is_named(tmp_path, root, change, said):
+    grade = {"model": ["g"], "content": ["1.0"], "score": [1.0]}
+    stand_ins.whole(tmp_path / "g.json", {"v1_0": grade, "v1_1": {**grade, **change}, "v1_2": grade})
+    with pytest.raises(AnswerFileError, match=rf"g.json, row 2: {said}"):
+        of_mmvet(root, nobody()).from_files([tmp_path / "g.json"], False)
 
 
 # --- MMHal -------------------------------------------------------------------------------------------------
@@ -254,6 +311,53 @@ def test_raw_replies_in_order_are_judgements(tmp_path, root, evaluate):
     assert "1 questions have no answer (7)" in said
 
 
+def filled(root, **more) -> list[dict]:
+    template = json.loads((root / "mmhal" / "response_template.json").read_text())
+    return [{**row, **more} for row in template]
+
+
+def test_reviews_beside_the_answers(tmp_path, root):
+    """RLHF-V's script writes the filled template with gpt4_review in it."""
+    benchmark = of_mmhal(root, nobody())
+    rows = [
+        {**row, "gpt4_review": f"Rating: {n % 7}"} for n, row in enumerate(filled(root, model_answer="Red."))
+    ]
+    stand_ins.whole(tmp_path / "a.json", rows[::-1])
+    found, told = benchmark.from_files([tmp_path / "a.json"], False)
+    assert [row["judgements"][0]["score"] for row in found] == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert {row["prediction"] for row in found} == {"Red."}
+    assert told["a.json"]["holds"] == "answers and judgements"
+
+
+def test_what_is_an_answer_is_not_taken_for_a_judgement(tmp_path, root):
+    benchmark = of_mmhal(root, nobody())
+    rows = [
+        {"image_id": r["image_id"], "prompt": r["question"], "text": "Its rating: 5"} for r in filled(root)
+    ]
+    stand_ins.jsonl(tmp_path / "a.jsonl", rows)
+    found, told = benchmark.from_files([tmp_path / "a.jsonl"], False)
+    assert told["a.jsonl"]["holds"] == "answers"
+    assert all("judgements" not in row for row in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (["An answer."] * 8, "none of 8 texts has a rating"),
+        (
+            [{"choices": [{"message": {"content": None}}]}] * 8,
+            "row 1: a judgement is a response of OpenAI's API",
+        ),
+        ([{"choices": []}] * 8, "row 1: a judgement is a response of OpenAI's API"),
+        (None, "the field model_answer is empty in all 8 rows"),
+    ],
+)
+def test_what_would_be_judged_0_or_paid_for_in_vain_is_refused(tmp_path, root, value, said):
+    stand_ins.whole(tmp_path / "a.json", value or filled(root))
+    with pytest.raises(AnswerFileError, match=f"a.json.*{said}"):
+        of_mmhal(root, nobody()).from_files([tmp_path / "a.json"], False)
+
+
 # --- Object HalBench ---------------------------------------------------------------------------------------
 
 
@@ -310,6 +414,20 @@ def test_objects_are_extracted_reduced_and_counted_once(tmp_path, root):
     assert benchmark.result(short)["official"]["CHAIRs_refine"] == 0.0
 
 
+@pytest.mark.parametrize("questions", [True, False])
+def test_the_speakers_name_is_no_part_of_an_answer(tmp_path, root, questions):
+    benchmark = objhal.ObjectHalBench(str(root / "objhalbench"), "", str(root / "prompts"), nobody())
+    if not questions:
+        (root / "objhalbench" / "obj_halbench_300_with_image.jsonl").unlink()
+    rows = [
+        {"image_id": number, "prompt": "?", "text": "Assistant: A dog."} for number in (*stand_ins.COCO, 42)
+    ]
+    stand_ins.jsonl(tmp_path / "a.jsonl", rows)
+    found, report = benchmark.from_files([tmp_path / "a.jsonl"], True)
+    assert [row["prediction"] for row in found] == ["A dog."] * 2
+    assert report["repeated"] == 1
+
+
 # --- what can go wrong -------------------------------------------------------------------------------------
 
 
@@ -338,7 +456,7 @@ def test_items_judged_a_different_number_of_times_are_refused(root):
     benchmark = of_mmvet(root, nobody())
     one = {"judge": "j", "version": None, "text": "1", "score": 1.0, "read": True}
     rows = [{**row, "judgements": [one] * (1 + n)} for n, row in enumerate(answered(benchmark))]
-    with pytest.raises(ValueError, match="judge them alike"):
+    with pytest.raises(ValueError, match=r"judged 1 times \(v1_0, ...\) and 3 times \(v1_2, ...\)"):
         benchmark.result(rows)
 
 

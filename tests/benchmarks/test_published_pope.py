@@ -48,6 +48,8 @@ def test_the_official_reading_of_an_answer(answer, no):
 
 
 def test_prompts_are_compared_without_what_was_added_to_them():
+    assert plain("USER: <image>\nIs there a dog in the image? ASSISTANT:") == "is there a dog in the image?"
+    assert plain("Is there a dog in the image? Please answer yes or no.") == "is there a dog in the image?"
     assert plain("Is there a dog in the imange?\\nAnswer the question.") == "is there a dog in the image?"
     assert plain("<image>\nIs there a dog in the image?\nAnswer.") == "is there a dog in the image?"
 
@@ -119,6 +121,35 @@ def by_order(rows):
     return [{"question": r["prompt"], "answer": r["text"], "category": r["category"]} for r in rows]
 
 
+def in_the_questions_own_file(rows):
+    """The answer beside "text", which is the question, and the label."""
+    return [
+        {
+            "image": r["image"],
+            "text": r["prompt"],
+            "label": "yes",
+            "answer": r["text"],
+            "category": r["category"],
+        }
+        for r in rows
+    ]
+
+
+def by_sample_of_lmms_eval(rows):
+    """All splits in one log, the last written first; no image, no split, numbers from 1 in each."""
+    metric = {"prediction": "no", "ground_truth": "no", "score": 1.0}
+    samples = [
+        {
+            "doc_id": n,
+            "filtered_resps": r["text"],
+            "pope_accuracy": {"question_id": str(r["question_id"]), **metric},
+            "input": r["prompt"],
+        }
+        for n, r in enumerate(rows)
+    ]
+    return samples[::-1]
+
+
 def by_llava_number(rows):
     step = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
     return [
@@ -127,7 +158,18 @@ def by_llava_number(rows):
     ]
 
 
-@pytest.mark.parametrize("form", [by_image, by_number_of_image, by_order, by_llava_number, of_lmms_eval])
+@pytest.mark.parametrize(
+    "form",
+    [
+        by_image,
+        by_number_of_image,
+        by_order,
+        by_llava_number,
+        in_the_questions_own_file,
+        of_lmms_eval,
+        by_sample_of_lmms_eval,
+    ],
+)
 def test_answer_files_of_other_forms_score_the_same(tmp_path, root, evaluate, form):
     rows = answers(root, lambda truth: "no" if truth == "no" else "There is none, not one")
     expected = evaluate.result("benchmark=published/pope", write(tmp_path, rows))["official"]
@@ -137,13 +179,28 @@ def test_answer_files_of_other_forms_score_the_same(tmp_path, root, evaluate, fo
 def test_a_file_a_split_by_its_name_or_by_its_questions(tmp_path, root, evaluate):
     rows = answers(root, str.capitalize)
     files = []
-    for split, name in zip(SPLITS, ("my_random.json", "x.json", "y.json"), strict=True):
+    for split, name in zip(SPLITS, ("my_random.json", "pope_pop.json", "y.json"), strict=True):
         own = [{k: v for k, v in row.items() if k != "category"} for row in rows if row["category"] == split]
         stand_ins.whole(tmp_path / name, own)  # a JSON list this time
         files.append(str(tmp_path / name))
     found = evaluate.result("benchmark=published/pope", f"predictions=[{','.join(files)}]")
     assert found["official"]["mean F1"] == 1.0
-    assert [one["file"] for one in found["answers"]["files"]] == ["my_random.json", "x.json", "y.json"]
+    assert [one["file"] for one in found["answers"]["files"]] == ["my_random.json", "pope_pop.json", "y.json"]
+
+
+def test_questions_about_other_images_are_found_by_their_official_names(root):
+    for split in SPLITS:
+        file = root / "pope" / f"coco_pope_{split}.json"
+        file.rename(file.with_name(f"aokvqa_pope_seem_{split}.json"))
+    examples = Pope(str(root / "pope"), str(root), source="aokvqa").examples()
+    assert {example.meta["split"] for example in examples} == set(SPLITS)
+
+
+@pytest.mark.parametrize("said", [0, "1", "False"])
+def test_numbers_and_truth_values_are_no_words(tmp_path, root, evaluate, said):
+    """By the official rule all of them are a yes."""
+    given = write(tmp_path, [{**row, "text": said} for row in answers(root, str)])
+    assert "answers.jsonl, row 1: the answer is" in evaluate.fails("benchmark=published/pope", given)
 
 
 def test_the_version_of_the_questions_that_was_answered_is_found_and_named(tmp_path, root, evaluate):

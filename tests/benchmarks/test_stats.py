@@ -1,6 +1,7 @@
 """Intervals against values worked by hand, textbook tables and their own promised coverage."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ def counts(right, asked=None, images=None):
     asked = np.ones_like(right) if asked is None else np.asarray(asked, dtype=float)
     images = images or [f"i{k}" for k in range(len(right))]
     return Counts(tuple(images), ("right", "asked"), np.stack([right, asked], axis=1))
+
+
+def difference(ours, base, **options):
+    return stats.mean_paired_difference([(ours, base)], share, **options)["share"]
 
 
 def test_sum_by_image_adds_the_items_of_an_image():
@@ -98,7 +103,7 @@ def test_a_paired_difference_cancels_what_both_share():
     rng = np.random.default_rng(3)
     base = rng.integers(0, 100, 200).astype(float)  # images differ a lot
     ours = base + 1 + rng.normal(0, 0.5, 200)  # the method adds one to each
-    found = stats.paired_difference(counts(ours), counts(base), share)["share"]
+    found = difference(counts(ours), counts(base))
     alone = stats.intervals(counts(ours), share)["share"]
     assert found.value == pytest.approx(np.mean(ours - base))
     assert found.high - found.low < 0.03 * (alone.high - alone.low)
@@ -109,14 +114,44 @@ def test_pairs_are_matched_by_image_and_not_by_place():
     images = [f"i{k}" for k in range(40)]
     right = np.arange(40.0)
     reversed_ = counts(right[::-1], images=images[::-1])
-    found = stats.paired_difference(counts(right, images=images), reversed_, share)["share"]
+    found = difference(counts(right, images=images), reversed_)
     assert (found.low, found.value, found.high) == (0, 0, 0)
     assert found.p == 1.0
 
 
 def test_other_images_cannot_be_paired():
     with pytest.raises(ValueError, match="different images"):
-        stats.paired_difference(counts([1, 0]), counts([1, 0], images=["i0", "other"]), share)
+        difference(counts([1, 0]), counts([1, 0], images=["i0", "other"]))
+
+
+def test_other_questions_cannot_be_paired():
+    ours, base = replace(counts([1, 0]), asked="a"), replace(counts([1, 0]), asked="b")
+    with pytest.raises(ValueError, match="different questions"):
+        difference(ours, base)
+    assert ours.take(["i1", "i0"]).asked == "a"
+
+
+@pytest.mark.parametrize("mean", [3, 5, 8, 12, 20])
+def test_few_images_that_differ_are_not_significant_more_often_than_said(mean):
+    """Of 300 images a Poisson number gets better and as many on average worse: nothing differs in truth.
+
+    The error at 0.05 and at Holm's first step of 24 comparisons, summed over every outcome.
+    """
+    rng, images = np.random.default_rng(0), 300
+    error = {0.05: 0.0, 0.05 / 24: 0.0}
+    for better in range(31):
+        for worse in range(better + 1):
+            odds = [better / images, worse / images, 1 - (better + worse) / images]
+            drawn = rng.multinomial(images, odds, 10_000)
+            p = stats._p_value((better - worse) / images, (drawn[:, 0] - drawn[:, 1]) / images)
+            chance = poisson(mean / 2, better) * poisson(mean / 2, worse) * (1 if better == worse else 2)
+            for alpha in error:
+                error[alpha] += chance * (p < alpha)
+    assert all(found <= 1.1 * alpha for alpha, found in error.items()), error
+
+
+def poisson(mean, count):
+    return math.exp(-mean + count * math.log(mean) - math.lgamma(count + 1))
 
 
 def test_a_mean_over_seeds_uses_each_seed_once():
@@ -131,7 +166,7 @@ def test_p_values_are_uniform_when_nothing_differs():
     found = []
     for _ in range(200):
         ours, base = counts(rng.random(40)), counts(rng.random(40))
-        found.append(stats.paired_difference(ours, base, share, draws=400)["share"].p)
+        found.append(difference(ours, base, draws=400).p)
     assert 0.01 <= np.mean(np.array(found) < 0.05) <= 0.12
     assert np.mean(found) == pytest.approx(0.5, abs=0.07)
 

@@ -231,12 +231,21 @@ def test_prompts_may_be_read_some_at_a_time(tiny_policy, monkeypatch) -> None:
     attempts = attempts_of(prepared, 0.5)
     options = {"stops": STOPS, "seed": 0, "max_new_tokens": LENGTH}
     whole = complete(tiny_policy, prepared, attempts, **options)
+    written = [(77, 78, 79)[: n % 3 + 1] for n in range(5)]
+    forced = forced_argmax(tiny_policy, prepared, range(5), written)
+    drawn = generate(tiny_policy, make_examples(5), k=2, max_new_tokens=LENGTH)
     passes: list[int] = []
     language_model(tiny_policy.model).layers[0].register_forward_hook(
         lambda _, args, __: passes.append(len(args[0]))
     )
-    monkeypatch.setattr("mllm_align.compute.corrupted.TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("mllm_align.compute.decoding.TOKENS_AT_ONCE", 1)
     assert complete(tiny_policy, prepared, attempts, **options) == whole
+    assert passes[:5] == [1] * 5
+    passes.clear()
+    assert forced_argmax(tiny_policy, prepared, range(5), written) == forced
+    assert passes == [1] * 5
+    passes.clear()
+    assert generate(tiny_policy, make_examples(5), k=2, max_new_tokens=LENGTH) == drawn
     assert passes[:5] == [1] * 5
 
 

@@ -12,7 +12,7 @@ from mllm_align.compute import logprobs
 from mllm_align.compute.attention import NAME
 from mllm_align.compute.logprobs import response_logprobs, token_logprobs
 from mllm_align.compute.packing import collate
-from mllm_align.compute.pieces import image_features, language_model
+from mllm_align.compute.pieces import language_model
 from mllm_align.models.families import of_model
 from mllm_align.models.load import add_lora
 from mllm_align.records import Example, Group, Response
@@ -125,17 +125,6 @@ def test_groups_of_different_size_in_one_batch(tiny_policy):
         k, width = alone.shape
         torch.testing.assert_close(together[row, :k, :width], alone, atol=1e-5, rtol=1e-5)
         assert (together[row, k:] == 0).all()
-
-
-def test_given_image_features_spare_the_vision_tower(tiny_policy):
-    batch = collate(make_groups(2), tiny_policy.processor)
-    features = image_features(tiny_policy.model, batch)
-    want = response_logprobs(tiny_policy.model, batch)
-    calls = []
-    tower(tiny_policy).register_forward_hook(lambda *_: calls.append(1))
-    have = response_logprobs(tiny_policy.model, batch, image_features=features)
-    assert torch.equal(have, want)
-    assert not calls
 
 
 def test_one_image_for_two_rows_is_encoded_once(tiny_policy):

@@ -14,6 +14,7 @@ from mllm_align.compute.packing import (
     encode_prompts,
     predictors,
     response_tokens,
+    text_of,
 )
 from mllm_align.records import Example, Group, Preference, Response
 from tiny import KINDS, ArrayImage, make_examples, make_groups, make_model, make_processor
@@ -207,3 +208,14 @@ def test_bad_rows_are_named(processor, prompt, responses, message):
 def test_to_moves_every_tensor(processor):
     batch = collate(make_groups(2), processor).to("meta")
     assert {v.device.type for v in vars(batch).values() if isinstance(v, torch.Tensor)} == {"meta"}
+
+
+def test_an_image_token_that_a_model_spells_is_no_part_of_its_answer(processor):
+    """As a text it would stand for an image, and the answer could be neither judged nor trained on."""
+    token = processor.image_token
+    spelt = [
+        i for letter in token for i in processor.tokenizer(letter, add_special_tokens=False)["input_ids"]
+    ]
+    cup = processor.tokenizer("cup", add_special_tokens=False)["input_ids"]
+    assert token in processor.tokenizer.decode([*spelt, *cup], skip_special_tokens=True)
+    assert text_of([*spelt, *cup], processor) == "cup"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -15,13 +16,31 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+)
 
 from mllm_align.datafetch import download as getting
 from mllm_align.datafetch.catalogue import BENCHMARKS, DATA, DATASETS, MODELS, REWARD, STUDY, Item, items_of
-from mllm_align.datafetch.command import NOTE, present, run
-from mllm_align.datafetch.download import Remote, Unreachable, Wrong, check, download, fetch, in_words, unpack
+from mllm_align.datafetch.command import NOTE, get, present, run
+from mllm_align.datafetch.download import (
+    Refused,
+    Remote,
+    Unreachable,
+    Wrong,
+    check,
+    download,
+    fetch,
+    in_words,
+    unpack,
+)
 from mllm_align.paths import conf_dir
 
+# What the hub's client asks with: httpx, or httpx2 in its later releases.
+httpx = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
 BODY = bytes(range(256)) * 40
 
 
@@ -75,6 +94,38 @@ def server() -> Iterator[tuple[str, list[str | None]]]:
     running.shutdown()
 
 
+@pytest.fixture
+def stateful() -> Iterator[tuple[str, list[dict], dict[str, bytes]]]:
+    """A server that names the state of its file (`body`), and what it was asked and answered."""
+    asked: list[dict] = []
+    body = {"now": BODY}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            whole = body["now"]
+            tag = f'"{hashlib.sha256(whole).hexdigest()}"'
+            start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+            start = start if self.headers.get("If-Range", tag) == tag else 0
+            status = 404 if "gone" in self.path else 416 if start >= len(whole) else 206 if start else 200
+            asked.append({**self.headers, "sent": tag, "status": status})
+            self.send_response(status)
+            if status == 416:
+                self.send_header("Content-Range", f"bytes */{len(whole)}")
+            self.send_header("ETag", tag)
+            self.send_header("Content-Length", str(len(whole) - start) if status < 300 else "0")
+            self.end_headers()
+            if status < 300:
+                self.wfile.write(whole[start : 100 if "short" in self.path else None])
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    running = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}", asked, body
+    running.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -85,6 +136,7 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 RLHF_V = {"RLHF-V-Dataset.parquet": b"rows", "README.md": b"read"}
 
 
@@ -140,7 +192,8 @@ def test_a_machine_that_was_filled_by_hand_needs_no_network(here, capsys) -> Non
     (here / "d/coco/train2014").mkdir(parents=True)
     model = here / "m/llava-v1.6-vicuna-7b-hf"
     model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
+    for name in SMALL:
+        (model / name).write_text("{}")
     weights = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(weights))
     (model / "model-1.safetensors").touch()
@@ -148,6 +201,24 @@ def test_a_machine_that_was_filled_by_hand_needs_no_network(here, capsys) -> Non
     assert run(arguments, Unplugged()) == 1  # a shard is missing
     (model / "model-2.safetensors").touch()
     assert run(arguments, Unplugged()) == 0
+
+
+@pytest.mark.parametrize("left_out", [None, *SMALL, "model-00002-of-00003.safetensors"])
+def test_a_model_that_came_in_part_is_not_there(left_out, here) -> None:
+    """As a download leaves it that was stopped before the index of the weights came, or after it."""
+    shards = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+    for name in (*SMALL, *shards):
+        if name != left_out:
+            (here / name).write_text("{}")
+    assert present(here, MODELS["llava_1_6_7b"]) == (left_out is None)
+
+
+def test_an_embedding_of_sentences_has_no_processor(here) -> None:
+    for name in ("config.json", "model.safetensors", "vocab.txt"):
+        (here / name).write_text("{}")
+    assert not present(here, MODELS["sentence_embedding"])
+    (here / "tokenizer_config.json").write_text("{}")
+    assert present(here, MODELS["sentence_embedding"])
 
 
 def test_a_set_of_many_files_is_compared_with_the_hub_where_there_is_one(here, capsys) -> None:
@@ -215,6 +286,38 @@ def test_only_what_is_named_comes_and_nothing_leaves_the_folder(here) -> None:
     assert shelf.asked == names[:2]
 
 
+class Barred(Shelf):
+    """A hub that has the file and does not give it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(RLHF_V)
+        self.error = error
+
+    def download(self, *args: object) -> None:
+        raise self.error
+
+
+def answered(code: int) -> object:
+    return httpx.Response(code, request=httpx.Request("GET", "https://huggingface.co/x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (GatedRepoError("403: ask first", response=answered(403)), Refused, "GatedRepoError: 403: ask first"),
+        (HfHubHTTPError("500: broken", response=answered(500)), Refused, "500: broken"),
+        (EntryNotFoundError("no such file"), Refused, "no such file"),
+        (LocalEntryNotFoundError("no connection"), Unreachable, "cannot be reached"),
+        (httpx.ConnectError("no route"), Unreachable, "no route"),
+        (OSError(28, "No space left on device"), OSError, "No space left"),
+    ],
+)
+def test_errors_of_the_hub_s_client_are_told_apart(error, kind, words, here) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        fetch(DATA["rlhf_v"], here, Barred(error))
+    assert isinstance(caught.value, Unreachable) == (kind is Unreachable)
+
+
 def test_the_real_client_says_at_once_that_it_is_offline(monkeypatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -240,6 +343,50 @@ def test_a_connection_that_ends_early_keeps_what_came(here, server) -> None:
         download(f"{address}/short", here / "short")
     assert (here / "short.part").stat().st_size == 100
     assert not (here / "short").exists()
+
+
+def test_a_part_of_an_older_file_is_not_gone_on_with(here, stateful) -> None:
+    address, asked, body = stateful
+    with pytest.raises(Unreachable):
+        download(f"{address}/short", here / "file")
+    assert (here / "file.part").read_bytes() == body["now"][:100]
+    body["now"] = BODY[::-1]
+    download(f"{address}/file", here / "file")
+    assert (here / "file").read_bytes() == body["now"]
+    assert asked[1]["Range"] == "bytes=100-"
+    assert asked[1]["If-Range"] == asked[0]["sent"]
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_part_that_is_the_same_is_gone_on_with(here, stateful) -> None:
+    address, asked, _ = stateful
+    with pytest.raises(Unreachable):
+        download(f"{address}/short", here / "file")
+    download(f"{address}/file", here / "file")
+    assert (here / "file").read_bytes() == BODY
+    assert asked[1]["status"] == 206
+
+
+@pytest.mark.parametrize("there", [BODY, BODY + b"more of an older file"])
+def test_a_part_that_is_the_whole_or_longer(there, here, stateful) -> None:
+    address, asked, _ = stateful
+    (here / "file.part").write_bytes(there)
+    download(f"{address}/file", here / "file")
+    assert (here / "file").read_bytes() == BODY
+    assert [one["status"] for one in asked] == ([416] if there == BODY else [416, 200])
+
+
+def test_what_is_gone_or_not_writable_does_not_end_the_rest(here, stateful, capsys) -> None:
+    address, _, _ = stateful
+    items = [(here / name, Item(name, (f"{address}/{file}",))) for name, file in
+             [("a", "gone.json"), ("b", "blocked.json"), ("c", "fine.json")]]  # fmt: skip
+    (here / "b/blocked.json.part").mkdir(parents=True)
+    assert get(items, Unplugged(), print) == 1
+    assert (here / "c/fine.json").read_bytes() == BODY
+    told = capsys.readouterr().err
+    assert "gone.json: the server answers 404" in told
+    assert "Is a directory" in told
+    assert "fine.json" not in told
 
 
 def test_an_item_of_an_address_is_checked_and_unpacked(here, server, monkeypatch) -> None:
@@ -272,6 +419,50 @@ def zipped(folder: Path, **members: str) -> Path:
         for name, text in members.items():
             archive.writestr(name.replace("__", "/"), text)
     return file
+
+
+def test_an_interrupted_unpacking_is_not_there(here, monkeypatch) -> None:
+    file = zipped(here, **{f"val2014/{number}.jpg": "image" for number in range(5)})
+    item = Item("coco", (f"http://127.0.0.1:9/{file.name}",), unpacked="val2014")
+    whole = zipfile.ZipFile.open
+
+    def stopped(self, name, *args, **options):
+        if str(name).endswith("3.jpg"):
+            raise KeyboardInterrupt
+        return whole(self, name, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "open", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(item, here, Unplugged())
+    assert not present(here, item)
+    (here / f".{file.name}.unpacking/val2014").mkdir(parents=True)  # as a killed process leaves it
+    (here / f".{file.name}.unpacking/val2014/old.jpg").touch()
+    fetch(item, here, Unplugged())
+    assert sorted(path.name for path in here.iterdir()) == ["val2014"]
+    assert len(list((here / "val2014").iterdir())) == 5
+
+
+def test_folders_that_are_there_are_added_to_and_what_is_wanted_comes_last(here, monkeypatch) -> None:
+    (here / "images/old").mkdir(parents=True)
+    file = zipped(here, **{"a.json": "{}", "images/old/1.png": "p", "images/2.png": "q"})
+    moved = []
+    whole = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (moved.append(to.name), whole(self, to))[1])
+    unpack(file, here, here / "a.json")
+    assert (here / "images/old/1.png").read_text() == "p"
+    assert (here / "images/2.png").read_text() == "q"
+    assert moved[-1] == "a.json"
+
+
+@pytest.mark.parametrize("body", [b"<html>log in</html>", None])
+def test_what_is_no_whole_archive_is_moved_aside(body, here) -> None:
+    file = zipped(here, **{"val2014/1.jpg": "image" * 1000})
+    file.write_bytes(file.read_bytes()[:-30] if body is None else body)
+    item = Item("coco", (f"http://127.0.0.1:9/{file.name}",), unpacked="val2014")
+    with pytest.raises(Wrong, match=r"no whole zip archive.*moved to archive\.zip\.wrong: fetch it again"):
+        fetch(item, here, Unplugged())
+    assert [path.name for path in here.iterdir()] == ["archive.zip.wrong"]
 
 
 def test_one_folder_around_everything_is_left_out(here) -> None:

@@ -8,7 +8,7 @@ from photos import encoded, picture, png_of_size, shared_files
 from PIL import Image
 
 from mllm_align.datasets.errors import Fault
-from mllm_align.datasets.images import BytesImage, FileImage, check, from_bytes, state
+from mllm_align.datasets.images import BytesImage, FileImage, check, from_bytes
 
 KINDS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 
@@ -137,21 +137,6 @@ def test_a_missing_file_is_named(tmp_path):
         FileImage(str(tmp_path), "a/b.jpg").load()
     with pytest.raises(Fault, match="not a usable path"):
         FileImage(str(tmp_path), "a\0b.jpg").load()
-
-
-def test_the_state_of_a_folder_follows_its_images(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "1.JPG").write_bytes(b"1")
-    (tmp_path / "pairs.jsonl").write_text("{}")
-    first = state(str(tmp_path / "pairs.jsonl"))
-    assert first == state(str(tmp_path)) == state("elsewhere.jsonl", str(tmp_path))
-    (tmp_path / "pairs.jsonl").write_text("{} ")
-    (tmp_path / "notes.txt").write_text("x")
-    assert state(str(tmp_path)) == first
-    (tmp_path / "2.png").write_bytes(b"2")
-    second = state(str(tmp_path))
-    (tmp_path / "a" / "1.JPG").write_bytes(b"one")
-    assert len({first, second, state(str(tmp_path))}) == 3
 
 
 def test_real_photos():

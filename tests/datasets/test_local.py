@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from photos import encoded, picture, png_of_size, shared_files, write_jsonl
 
+from mllm_align.compute.packing import encode_prompts
 from mllm_align.datasets.errors import BadDataError
 from mllm_align.datasets.images import BytesImage, FileImage
 from mllm_align.datasets.local import build, load_local, read_local
 from mllm_align.datasets.parquet import read_groups, write_groups
-from mllm_align.datasets.places import RowImage
+from mllm_align.datasets.places import RowImage, ZipImage
 from mllm_align.records import Example, Group, Preference, Response
+from tiny import make_processor
 
 USER, ASSISTANT = "user", "assistant"
 
@@ -126,6 +129,62 @@ def test_what_write_groups_wrote(root):
     assert (group.example.id, group.example.reference, group.example.meta) == ("g", "ref", {"k": 1})
 
 
+def ours(root, image=None, refer=False, **columns) -> str:
+    """A file with one of our Groups, some of its columns changed."""
+    image = image or FileImage(str(root), "a.jpg", refer=True)
+    group = Group(
+        Example("g", image, "?", "A cup."), (Response("A cup."), Response("A dog.")), (Preference(0, 1),)
+    )
+    path = root / "ours.parquet"
+    write_groups(path, [group], refer=refer)
+    (record,) = pq.read_table(path).to_pylist()
+    pq.write_table(pa.Table.from_pylist([record | columns], pq.read_schema(path)), path)
+    return str(path)
+
+
+def test_a_stored_set_that_names_its_images_where_they_lie_is_refused(root):
+    """Somebody else's file could name any image of this machine."""
+    with zipfile.ZipFile(root / "i.zip", "w") as archive:
+        archive.write(root / "b.jpg", "b.jpg")
+    for image in (FileImage(str(root), "a.jpg", refer=True), ZipImage(str(root / "i.zip"), "b.jpg")):
+        with pytest.raises(
+            BadDataError, match=r"row 1, field 'place'.*the file that `mllm-align sample` writes"
+        ):
+            load_local(ours(root, image, refer=True))
+
+
+def compared(chosen: int, rejected: int) -> dict:
+    return {"preferences": [{"chosen": chosen, "rejected": rejected, "weight": 1.0}]}
+
+
+def told(*texts: str) -> dict:
+    return {"responses": [{"text": text, "source": "dataset"} for text in texts]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"preferences": []}, "field 'preferences': has no pair.*dataset.offers=answers"),
+        (compared(0, 7), "field 'preferences': names response 7 of 2"),
+        (compared(0, -1), "field 'preferences': names response -1 of 2"),
+        (compared(1, 1), "field 'preferences': the two responses of a pair are equal"),
+        (told("A cup.", "A cup. "), "field 'preferences': the two responses of a pair are equal"),
+        (told("A cup.", " "), "field 'responses': is empty"),
+        (told("A <image> cup.", "x"), "field 'responses': has <image> in the answer"),
+        ({"prompt": [message(USER, " ")]}, "field 'prompt': is empty"),
+        ({"images": [{"bytes": None, "path": "a.jpg"}]}, "field 'images': holds no image"),
+    ],
+)
+def test_our_own_form_is_checked_as_the_others_are(columns, words, root):
+    with pytest.raises(BadDataError, match=rf"row 1.*{words}"):
+        load_local(ours(root, **columns))
+
+
+def test_our_own_form_needs_no_pairs_where_none_are_offered(root):
+    (group,) = load_local(ours(root, preferences=[]), offers="answers")
+    assert group.example.reference == "A cup."
+
+
 def test_the_record_of_the_povid_readme(root):
     source = shared_files() / "pref_samples" / "povid_readme_example.json"
     name = "COCO_train2014_000000353952.jpg"
@@ -150,6 +209,13 @@ def test_extra_fields_become_meta_and_ids_are_kept(root):
     assert second.example.id == "d:2"
 
 
+def test_numbers_that_json_does_not_know_become_null(root):
+    path = write_jsonl(root / "d.jsonl", [row(score=float("nan"), parts=[float("inf"), 1.5])])
+    groups = load_local(str(path))
+    assert groups[0].example.meta == {"score": None, "parts": [None, 1.5]}
+    write_groups(root / "stored", groups)
+
+
 def test_nothing_is_cut_from_a_long_text(root):
     long = "word " * 20_000 + "end"
     (group,) = load_local(str(write_jsonl(root / "d.jsonl", [row(chosen=long, prompt="q " * 5000 + "?")])))
@@ -163,7 +229,7 @@ def test_povid_ids_name_images_and_may_repeat(root):
     local = read_local(str(write_jsonl(root / "d.jsonl", [povid, several, povid])))
     assert [group.example.id for group in local.groups] == ["a", "a#2", "a#3"]
     assert local.report.notes == {
-        "several rounds: the first is used": 1, "ids that repeat (an image's name), numbered": 2
+        "several rounds: the first is used": 1, "ids that repeat, numbered": 2
     }  # fmt: skip
 
 
@@ -197,6 +263,7 @@ BROKEN = {
     "number": (row(chosen=5), "chosen", "is int 5"),
     "empty list": (row(chosen=[]), "chosen", "is an empty list"),
     "role": (row(chosen=[message("robot", "x")]), "chosen", "the role 'robot'"),
+    "role is a list": (row(chosen=[message(["user"], "x")]), "chosen", r"the role \['user'\]"),
     "video": (row(prompt=[message(USER, [{"type": "video"}])]), "prompt", "a part of the type 'video'"),
     "system turn": (row(prompt=[message("system", "Be nice."), *ASKED]), "prompt", "has the turns system, user"),
     "several turns": (row(prompt=ASKED + GOOD + ASKED), "prompt", "has the turns user, assistant, user"),
@@ -281,6 +348,17 @@ def test_a_json_list_that_breaks_off(drop, root):
     assert len(load_local(str(root / "d.json"), on_bad_row="skip")) in (1, 2, 3)
 
 
+@pytest.mark.parametrize("tail", ["\n" + json.dumps([row()]), " " + json.dumps(row()), "]", "\0"])
+def test_what_follows_a_json_list_is_not_dropped_without_a_word(tail, root):
+    (root / "d.json").write_text(json.dumps([row(), row()]) + "\n" + tail)
+    with pytest.raises(
+        BadDataError, match=r"row 3: something stands after the end of the JSON list, in line [23]"
+    ):
+        load_local(str(root / "d.json"))
+    (root / "d.json").write_text(json.dumps([row(), row()]) + " \r\n\t\n")
+    assert len(load_local(str(root / "d.json"))) == 2
+
+
 def test_invalid_utf8_in_a_json_list_names_its_row(root):
     text = json.dumps([row(), row(prompt="XX?"), row()]).encode().replace(b"XX", b"\xff\xfe")
     (root / "d.json").write_bytes(text)
@@ -327,7 +405,7 @@ def test_twenty_problems_are_shown_and_all_are_counted(root):
 
 def test_no_row_left_is_an_error_with_skip_too(root):
     path = write_jsonl(root / "d.jsonl", [row(image="no.jpg")])
-    with pytest.raises(BadDataError, match=r"has no row that can be used \(of 1\)"):
+    with pytest.raises(BadDataError, match=r"has nothing that can be used \(of 1 rows\)"):
         load_local(str(path), on_bad_row="skip")
 
 
@@ -370,6 +448,58 @@ def test_shards_of_the_same_name_in_two_folders(root):
     assert [group.example.id for group in groups] == ["x/part:1", "y/part:1"]
 
 
+def test_files_that_differ_by_their_ending_alone(root):
+    for name in ("m.json", "m.jsonl"):
+        write_jsonl(root / name, [row(image="no.jpg"), row()])
+    groups = load_local(str(root / "m.*"), on_bad_row="skip")
+    assert [group.example.id for group in groups] == ["m.json:2", "m.jsonl:2"]
+
+
+def two_folders(root) -> None:
+    """Rows and images of the same names in two folders."""
+    for seed, folder in enumerate(("x", "y")):
+        (root / folder / "images").mkdir(parents=True)
+        (root / folder / "images" / "1.jpg").write_bytes(encoded(picture(seed=seed)))
+        write_jsonl(root / folder / "part.jsonl", [row(image="images/1.jpg", chosen=f"Of {folder}.")])
+
+
+def test_images_start_from_the_folder_of_each_file_of_a_pattern(root):
+    two_folders(root)
+    groups = load_local(str(root / "*" / "part.jsonl"))
+    assert [group.example.image.key for group in groups] == ["x/images/1.jpg", "y/images/1.jpg"]
+    for seed, group in enumerate(groups):
+        assert group.example.image.encoded() == encoded(picture(seed=seed))
+
+
+def test_images_start_from_a_folder_that_is_named(root):
+    two_folders(root)
+    with pytest.raises(BadDataError, match=rf"images/1\.jpg is not there \(looked below {root}\)"):
+        load_local(str(root))
+    for folder in ("x", "y"):
+        write_jsonl(root / folder / "part.jsonl", [row(image=f"{folder}/images/1.jpg")])
+    assert [g.example.image.key for g in load_local(str(root))] == ["x/images/1.jpg", "y/images/1.jpg"]
+
+
+def test_a_bad_image_is_that_of_its_folder(root):
+    two_folders(root)
+    (root / "x/images/1.jpg").write_bytes(b"no image")
+    local = read_local(str(root / "*" / "part.jsonl"), on_bad_row="skip")
+    assert [group.responses[0].text for group in local.groups] == ["Of y."]
+
+
+def test_two_of_our_files_with_images_of_one_name(root):
+    """The pictures stay two: a batch tells images apart by their keys."""
+    for seed, folder in enumerate(("x", "y")):
+        (root / folder).mkdir()
+        image = BytesImage(encoded(picture(seed=seed)), "1.jpg")
+        group = Group(Example(folder, image, "?"), (Response("a"), Response("b")), (Preference(0, 1),))
+        write_groups(root / folder / "d.parquet", [group])
+    one, other = load_local(str(root / "*" / "d.parquet"))
+    assert one.example.image.key == "1.jpg" != other.example.image.key
+    prompts = encode_prompts([one.example, other.example], make_processor("llava"))
+    assert prompts.image_index.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -394,7 +524,7 @@ def test_other_files(content, words, root):
         ({"image_root": "nowhere"}, "image_root=nowhere is not a folder"),
         ({"on_bad_row": "ignore"}, "Use stop or skip"),
         ({"size": 0}, "leaves nothing"),
-        ({"size": 3}, r"size=3, but d.jsonl has only 2 rows.*dataset.size=2"),
+        ({"size": 3}, r"size=3, but d.jsonl gives only 2.*dataset.size=2"),
     ],
 )
 def test_options_that_cannot_be_met(options, words, root, monkeypatch):
@@ -424,6 +554,32 @@ def test_a_draw_depends_on_the_seed_and_not_on_the_order_and_is_nested(root):
     drawn = [int(group.example.id[1:]) for group in load_local(path, size=10)]
     assert drawn == sorted(drawn)
     assert ids(path, 50, 3) == {f"r{i}" for i in range(50)}
+    # Draws stay what they are from one release to the next.
+    assert ids(path, 4, 0) == {"r27", "r28", "r31", "r6"}
+
+
+@pytest.mark.parametrize("form", ["without ids", "POVID"])
+def test_a_draw_of_rows_without_an_id_of_their_own_depends_on_what_they_say(form, root):
+    if form == "POVID":
+        rows = [
+            FORMS["POVID"]
+            | {"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": "A cup."}],
+               "rejected_conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": "A dog."}]}
+            for n in range(40)
+        ]  # fmt: skip
+    else:
+        rows = [row(prompt=f"{n}?") for n in range(40)]
+    found = []
+    for order in (rows, rows[::-1], rows[20:] + rows[:20]):
+        path = str(write_jsonl(root / "d.jsonl", order))
+        drawn = load_local(path, size=10)
+        smaller = {group.example.prompt for group in load_local(path, size=5)}
+        prompts = {group.example.prompt: group.example.id for group in drawn}
+        assert smaller < set(prompts)
+        found.append(prompts)
+    assert set(found[0]) == set(found[1]) == set(found[2])
+    if form == "POVID":  # the ids seed later draws
+        assert found[0] == found[1] == found[2]
 
 
 # --- images inside Parquet files -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -185,3 +186,13 @@ def test_datasets_and_trl_read_it(tmp_path):
         best = group.preferences[0]
         assert row["chosen"] == [{"role": "assistant", "content": group.responses[best.chosen].text}]
         assert row["rejected"] == [{"role": "assistant", "content": group.responses[best.rejected].text}]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664)])
+def test_a_set_has_the_mode_that_the_umask_leaves(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_groups(tmp_path / "p.parquet", [])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "p.parquet").stat().st_mode & 0o777 == mode

@@ -11,12 +11,11 @@ from photos import encoded, picture, shared_files, write_jsonl
 from published_rows import NUMBER, photo
 
 from mllm_align import data, datacheck
-from mllm_align.datasets.images import BytesImage
+from mllm_align.datasets.images import BytesImage, FileImage
 from mllm_align.datasets.inspect.lengths import lengths, quantiles
 from mllm_align.datasets.inspect.overlaps import benchmark_images, overlaps
 from mllm_align.datasets.inspect.repeats import repeats
 from mllm_align.datasets.inspect.seen import look, one
-from mllm_align.datasets.places import FolderImage
 from mllm_align.records import Example, Group, Preference, Response
 from mllm_align.tables.dataset_page import write_page
 
@@ -33,7 +32,7 @@ def photos(tmp_path):
     """Four files, two of which hold the same picture."""
     for number, seed in enumerate([0, 1, 2, 2]):
         photo(tmp_path / "images", f"COCO_val2014_{number:012}.jpg", seed)
-    return [FolderImage(str(tmp_path / "images"), f"COCO_val2014_{n:012}.jpg") for n in range(4)]
+    return [FileImage(str(tmp_path / "images"), f"COCO_val2014_{n:012}.jpg") for n in range(4)]
 
 
 # --- the parts by hand ---------------------------------------------------------------------------------------
@@ -68,8 +67,8 @@ def test_an_image_is_seen_upright(tmp_path):
 
 def test_what_can_not_be_opened_is_named(tmp_path, photos):
     (tmp_path / "images" / "bad.jpg").write_bytes(b"no image")
-    bad = FolderImage(str(tmp_path / "images"), "bad.jpg")
-    gone = FolderImage(str(tmp_path / "images"), "gone.jpg")
+    bad = FileImage(str(tmp_path / "images"), "bad.jpg")
+    gone = FileImage(str(tmp_path / "images"), "gone.jpg")
     seen, wrong = look([group("a", photos[0]), group("b", bad), group("c", gone)])
     assert list(seen) == [photos[0].key]
     assert "is no image" in wrong["bad.jpg"]
@@ -97,6 +96,19 @@ def test_overlaps_by_number_by_name_and_by_content(tmp_path, photos):
     assert benchmark_images(tmp_path / "nowhere") is None
 
 
+def test_overlaps_of_pictures_that_lie_in_a_parquet_file(tmp_path):
+    """Their key is file and row; the row says which picture it is."""
+    image = BytesImage(encoded(picture()), "a.parquet:1")
+    meta = {"image_path": "coco/COCO_val2014_000000310196.jpg"}
+    questions = write_jsonl(tmp_path / "q.jsonl", [{"image": "000000310196.jpg"}])
+    groups = [
+        Group(Example("a", image, "?", meta=meta), (), ()),
+        group("b", replace(image, key="a.parquet:2")),
+    ]
+    found = overlaps(groups, {}, {"pope": benchmark_images(questions)})["pope"]
+    assert (found["shared by name"], found["rows"]) == (1, 1)
+
+
 def test_the_images_of_pope_are_read_from_the_real_files():
     found = benchmark_images(shared_files() / "pope")
     assert len(found.coco) == 500
@@ -117,7 +129,7 @@ def test_lengths_are_those_of_a_batch(kind, processors, tmp_path):
     images = []
     for number, size in enumerate([(64, 48), (48, 64), (90, 30)]):
         (tmp_path / f"{number}.jpg").write_bytes(encoded(picture(*size)))
-        images.append(FolderImage(str(tmp_path), f"{number}.jpg"))
+        images.append(FileImage(str(tmp_path), f"{number}.jpg"))
     groups = [
         group("a", images[0]),
         group("b", images[1], "What is to be seen here?", "A cup on a table.", "no"),

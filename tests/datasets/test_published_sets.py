@@ -12,9 +12,13 @@ import pytest
 from photos import encoded, picture, shared_files, write_jsonl
 from published_rows import BAD, GOOD, NUMBER, QUESTION, photo
 
+from mllm_align.compute.packing import encode_prompts
 from mllm_align.datasets.errors import BadDataError
-from mllm_align.datasets.places import FolderImage, RowImage, ZipImage
+from mllm_align.datasets.images import FileImage
+from mllm_align.datasets.parquet import write_groups
+from mllm_align.datasets.places import RowImage, ZipImage
 from mllm_align.datasets.published import sets
+from tiny import make_processor
 
 COCO = f"COCO_train2014_{NUMBER}.jpg"
 
@@ -49,7 +53,7 @@ def test_forms_with_named_images(form, tmp_path, coco):
     build, row = NAMED[form]
     groups, report = build(path=saved(tmp_path, row), images=[coco])
     assert [texts(group) for group in groups] == [(QUESTION, GOOD, BAD)]
-    assert groups[0].example.image == FolderImage(coco, COCO)
+    assert groups[0].example.image == FileImage(coco, COCO, refer=True)
     assert groups[0].example.image.load().size == (64, 48)
     assert (report["rows"], report["used"], report["skipped"]) == (1, 1, [])
 
@@ -95,6 +99,14 @@ def test_the_first_release_of_rlhf_v_is_told_where_todays_is(tmp_path):
         BadDataError, match=r"first release.*hub://openbmb/RLHF-V-Dataset/RLHF-V-Dataset\.parquet"
     ):
         sets.rlhf_v(path=str(write_jsonl(tmp_path / "a.jsonl", [row])))
+
+
+def test_a_number_that_json_does_not_know_is_left_out(tmp_path):
+    row = rows.rlaif_v(origin_dataset=float("nan"))
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    groups, _ = sets.rlaif_v(path=str(tmp_path / "a.parquet"))
+    assert "origin_dataset" not in groups[0].example.meta
+    write_groups(tmp_path / "stored", groups)
 
 
 def test_rlhf_v_text_may_be_an_object(tmp_path):
@@ -191,6 +203,57 @@ def test_images_are_found_by_any_of_their_names(asked, there, tmp_path):
     assert groups[0].example.image.key == there
     renamed = asked.rsplit("/", 1)[-1] != there
     assert report["notes"].get("images found under COCO's name of another year", 0) == renamed
+
+
+TWO_FOLDERS = ["coco/7.jpg", "vg/VG_100K/7.jpg"]
+
+
+def test_images_found_by_their_bare_name_are_counted(tmp_path):
+    photo(tmp_path / "images", "7.jpg")
+    path = saved(tmp_path, *(rows.povid(id=str(n), image="coco/7.jpg") for n in range(3)))
+    groups, report = sets.povid(path=path, images=[str(tmp_path / "images")])
+    assert len(groups) == 3
+    assert report["notes"] == {"images found by their bare name, without the folders that rows name": 1}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_two_pictures_are_not_found_as_one(packed, tmp_path):
+    whole = photo(tmp_path / "images" / "coco", "7.jpg")
+    place = whole.parent
+    if packed:
+        place = tmp_path / "i.zip"
+        with zipfile.ZipFile(place, "w") as archive:
+            archive.write(whole, "pictures/7.jpg")
+    path = saved(tmp_path, *(rows.povid(id=image, image=image) for image in TWO_FOLDERS))
+    with pytest.raises(
+        BadDataError,
+        match=r"row 2, field 'image': vg/VG_100K/7\.jpg and coco/7\.jpg are both found as .*7\.jpg",
+    ):
+        sets.povid(path=path, images=[str(place)])
+    photo(tmp_path / "images" / "vg/VG_100K", "7.jpg", seed=1)
+    groups, report = sets.povid(path=path, images=[str(tmp_path / "images")])
+    assert [group.example.image.key for group in groups] == TWO_FOLDERS
+    assert report["notes"] == {}
+
+
+def test_one_picture_of_coco_may_have_two_folders(tmp_path, coco):
+    images = [f"train2014/{COCO}", f"./data/coco/{COCO}", f"train2017/{NUMBER}.jpg"]
+    path = saved(tmp_path, *(rows.povid(id=image, image=image) for image in images))
+    groups, _ = sets.povid(path=path, images=[coco])
+    assert {group.example.image.key for group in groups} == {COCO}
+
+
+def test_files_of_one_name_in_two_folders_have_images_of_their_own(tmp_path):
+    for seed, folder in enumerate(("de", "en")):
+        (tmp_path / folder).mkdir()
+        table = pa.Table.from_pylist([rows.rlaif_v(encoded(picture(seed=seed)), idx=folder)])
+        pq.write_table(table, tmp_path / folder / "train-00000-of-00001.parquet")
+    groups, _ = sets.rlaif_v(path=str(tmp_path))
+    assert [group.example.image.encoded() for group in groups] == [
+        encoded(picture(seed=seed)) for seed in (0, 1)
+    ]
+    prompts = encode_prompts([group.example for group in groups], make_processor("llava"))
+    assert prompts.image_index.tolist() == [0, 1]
 
 
 def test_images_in_a_zip_file(tmp_path):
@@ -337,6 +400,26 @@ def test_a_draw_does_not_depend_on_the_order_of_the_rows(tmp_path, coco):
     first = set(drawn(many(tmp_path), coco, 20))
     shuffled = np.random.default_rng(0).permutation(60)
     assert set(drawn(many(tmp_path, shuffled), coco, 20)) == first
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_nor_where_ids_repeat_or_are_left_out(named, tmp_path, coco):
+    """Ids name images in several of the released sets; what the rows say decides which is which."""
+    found = [rows.povid(id="a" if named else None) | question(f"{n}?") for n in range(40)]
+    draws = []
+    for order in (found, found[::-1]):
+        path = saved(tmp_path, *order)
+        groups, _ = sets.povid(path=path, images=[coco], size=10)
+        draws.append({group.example.prompt: group.example.id for group in groups})
+        smaller, _ = sets.povid(path=path, images=[coco], size=4)
+        assert {group.example.prompt for group in smaller} < set(draws[-1])
+    assert set(draws[0]) == set(draws[1])
+    if named:  # the ids seed later draws
+        assert draws[0] == draws[1]
+
+
+def question(text: str) -> dict:
+    return {"conversations": rows.talk(text), "rejected_conversations": rows.talk(text, BAD)}
 
 
 def test_a_draw_larger_than_the_set_names_what_there_is(tmp_path, coco):

@@ -80,6 +80,20 @@ def test_a_large_stored_set_reads_its_images_when_they_are_asked_for(tmp_path, m
     assert [group.example.image.encoded() for group in read_groups(tmp_path / "again")] == photos
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_an_archive_is_named(packing, tmp_path):
+    with zipfile.ZipFile(tmp_path / "i.zip", "w", packing) as archive:
+        archive.writestr("a.jpg", bytes(range(256)) * 200)
+    whole = bytearray((tmp_path / "i.zip").read_bytes())
+    start = 30 + len("a.jpg")
+    whole[start : start + 40] = b"\xff" * 40
+    (tmp_path / "i.zip").write_bytes(whole)
+    with pytest.raises(
+        ValueError, match=r"a\.jpg of .*i\.zip can't be read .*Get a whole copy of the archive"
+    ):
+        ZipImage(str(tmp_path / "i.zip"), "a.jpg").load()
+
+
 def test_images_are_read_in_forked_workers(tmp_path):
     import multiprocessing
 

@@ -8,7 +8,7 @@ import pytest
 from photos import write_jsonl
 from published_rows import completion, photo
 
-from annotators.api_server import serving
+from annotators.api_server import serving, text_of
 from mllm_align.datasets.errors import BadDataError
 from mllm_align.datasets.published import sets
 from mllm_align.datasets.published.corrupted import vlfeedback_corrupted
@@ -51,7 +51,7 @@ def test_all_pairs_as_silkie(read):
     row["completions"][1] = completion("llava-v1.5-13b", "Reddish.", "5")  # ties with the first
     (group,), _ = read(row, pairs="all")
     assert len(group.responses) == 4
-    assert set(group.preferences) == {Preference(*p) for p in [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]}
+    assert set(group.preferences) == {Preference(*p, 1 / 5) for p in [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]}
 
 
 def test_a_rating_that_is_none_leaves_the_answer_out(read):
@@ -81,7 +81,7 @@ def test_ties_alone_give_no_pair(read):
 def test_pairs_may_have_to_be_far_apart(read):
     (group,), _ = read(rows.vlfeedback(), pairs="all", min_margin=2.0)
     # 5 against 2.67 and 1, 4 against 1; 4 - 2.67 and 2.67 - 1 are less than 2
-    assert set(group.preferences) == {Preference(0, 2), Preference(0, 3), Preference(1, 3)}
+    assert set(group.preferences) == {Preference(*p, 1 / 3) for p in [(0, 2), (0, 3), (1, 3)]}
 
 
 def test_a_random_pair_is_a_decided_one_and_always_the_same(read):
@@ -140,9 +140,9 @@ def corrupted(read, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with serving(worse) as endpoint:
 
-        def corrupted(*found: dict, rule, **options):
+        def corrupted(*found: dict, rule=worse, model=None, **options):
             terms = Terms(cache=str(tmp_path / "cache"), api_key_env=None, retries=0)
-            endpoint.rule = rule
+            endpoint.rule, endpoint.model = rule, model
             endpoint.bodies.clear()
             asked = {"base_url": endpoint.url, "model": "m", "settings": {"max_tokens": 9}, "terms": terms}
             options = {"template": TEMPLATE, **asked, **options}
@@ -185,6 +185,21 @@ def test_what_comes_back_unchanged_is_replaced_by_the_next(corrupted):
     assert endpoint.bodies == []  # every answer was paid for before
     with pytest.raises(BadDataError, match=r"dataset\.size=9, but .* gives only 8"):
         corrupted(*found, rule=rule, size=9)
+
+
+def test_what_was_cut_is_replaced_by_the_next(corrupted):
+    """An answer that ends in the middle would be told from the chosen one by that."""
+    found = [rows.vlfeedback(f"q-{i}", completions=[completion("a", f"Red {i}.", "5")]) for i in range(10)]
+
+    def model(body: dict) -> tuple[str, str]:
+        said = worse(text_of(body))
+        return (said[:3], "length") if "3" in said or "5" in said else (said, "stop")
+
+    groups, report, _ = corrupted(*found, model=model, size=8)
+    assert {group.responses[1].text for group in groups} == {
+        f"Blue {i}." for i in range(10) if i not in (3, 5)
+    }
+    assert report["corruption"]["without_a_pair"] == {"cut at max_tokens": 2}
 
 
 def test_texts_with_braces_are_sent_as_they_are(corrupted):

@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 from mllm_align.datasets import scenes as sets
 from mllm_align.datasets.parquet import read_groups, write_groups
 from mllm_align.records import Preference, Response
-from mllm_align.scenes.oracle import hallucinated_objects, is_true
+from mllm_align.scenes.oracle import is_true
 from mllm_align.scenes.text import asked, describe
 from mllm_align.scenes.world import rng_for
+from scene_truth import hallucinated_objects
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset" / "scenes"
 
@@ -114,7 +115,7 @@ def test_too_few_prompts_are_told(models, monkeypatch):
 
 
 def test_empty_and_equal_responses_give_no_pair():
-    example = sets.sft_examples(1)[0]
+    example = sets.examples("validation", 1)[0]
     assert sets._pair("x", example, Response("a"), Response(" ")) == "empty response"
     assert sets._pair("x", example, Response("a"), Response("a")) == "equal responses"
 
@@ -126,12 +127,6 @@ def test_examples_have_the_tasks_asked_for():
     assert {e.image.key.split("/")[1] for e in found} == {"evaluation"}
     with pytest.raises(ValueError, match="caption"):
         sets.examples("evaluation", 1, tasks=("caption",))
-
-
-def test_sft_examples_come_from_the_sft_split():
-    found = sets.sft_examples(20)
-    assert {e.id.split("/")[1] for e in found} == {"sft"}
-    assert all(e.reference for e in found)
 
 
 def test_groups_survive_parquet(tmp_path):

@@ -28,7 +28,7 @@ from mllm_align.estimate.cost import (
     writing_seconds,
 )
 from mllm_align.estimate.model import PINPOINTS, RELEASED, best_pinpoint, read_model
-from mllm_align.estimate.run import estimate, gpu_of, lines, model_of
+from mllm_align.estimate.run import Assumed, Run, estimate, gpu_of, lines, model_of
 from mllm_align.models.load import Policy, add_lora
 from mllm_align.paths import conf_dir
 from mllm_align.train import plain
@@ -268,6 +268,131 @@ def test_reinforcement_learning_trains_its_reward_model() -> None:
     found = estimate(composed("alignment=rloo", "annotator.data.size=1000"), GPUS["h100"])
     assert found.hours["reward model, once"] > 0
     assert found.counts["tokens of a packed row"] == 2_390 + 4 * 200
+
+
+def test_ppo_takes_every_draw_several_times() -> None:
+    """The draws, their rewards and the reference are made once."""
+    one, four = (
+        estimate(
+            composed("alignment=ppo", "annotator.data.size=1000", f"alignment.estimator.passes={n}"),
+            GPUS["h100"],
+        )
+        for n in (1, 4)
+    )
+    assert four.hours["training"] == pytest.approx(4 * one.hours["training"])
+    assert four.counts["steps"] == 4 * one.counts["steps"]
+    assert {**four.hours, "training": 0} == {**one.hours, "training": 0}
+
+
+def test_a_reward_model_is_trained_on_pairs_and_held_beside_the_policy() -> None:
+    found = estimate(
+        composed("alignment=ppo", "annotator.data.size=5000", "alignment.epochs=1"), GPUS["h100"]
+    )
+    pairs = estimate(composed("alignment=dpo", "alignment.epochs=4"), GPUS["h100"])  # its 4 epochs
+    assert found.hours["reward model, once"] == pytest.approx(pairs.hours["training"])
+    assert found.hours["reward statistics, once"] == pytest.approx(pairs.hours["reference, once"])
+    assert found.hours["judging"] == pytest.approx(
+        found.hours["reference"]
+    )  # a row of four responses, read once
+    assert found.memory["judge"] == 2 * 7_063_431_168
+
+
+def test_mdpo_makes_a_second_row_under_the_crop() -> None:
+    dpo, mdpo = (estimate(composed(f"alignment={name}"), GPUS["h100"]) for name in ("dpo", "mdpo"))
+    # 2,650 tokens of the pair, and 2,390 + 130 of the chosen response under the crop.
+    for name in ("training", "reference, once"):
+        assert mdpo.hours[name] / dpo.hours[name] == pytest.approx(1 + 2_520 / 2_650, rel=0.01)
+    kept = "activations, or keys and values"
+    assert mdpo.memory[kept] / dpo.memory[kept] == pytest.approx(1 + 2_520 / 2_650, rel=0.02)
+
+
+def test_the_average_has_two_rejected_responses() -> None:
+    found = estimate(composed("alignment=averaged_dpo"), GPUS["h100"])
+    assert found.counts["tokens of a packed row"] == 2_390 + 3 * 200
+
+
+OFFLINE = ["alignment=dpo", "sampler=policy", "sampler.when=offline", "annotator=large"]
+OFFLINE += ["annotator.build.path=nowhere", "annotator.build.dtype=bfloat16"]
+
+
+def test_offline_drawing_and_judging_are_done_once_by_the_first_process() -> None:
+    base = estimate(composed(*OFFLINE, "alignment.epochs=1"), GPUS["h200"])
+    more = estimate(
+        composed(*OFFLINE, "alignment.epochs=3", "trainer=ddp", "trainer.devices=4"), GPUS["h200"]
+    )
+    for name in ("drawing, once", "judging, once"):
+        assert more.hours[name] == base.hours[name] > 0
+    assert more.hours["training"] == pytest.approx(base.hours["training"] * 3 / 4)
+
+
+def test_offline_drawing_holds_its_prompts_and_its_judge() -> None:
+    found = estimate(composed(*OFFLINE, "sampler.build.batch_size=32"), GPUS["h200"])
+    assert dict(found.memory) == {
+        "base model": 2 * 7_063_431_168,
+        "judge": 2 * 34_752_083_968,
+        "keys and values": 32 * (2_390 + 2 * 200) * 524_288,
+    }
+    few = estimate(composed(*OFFLINE[:3], "annotator=oracle", "sampler.build.batch_size=1"), GPUS["h200"])
+    assert "adapter, projector, optimiser" in few.memory  # less than the training
+    assert "judge" not in few.memory
+
+
+def test_bdhs_draws_again_what_is_too_much_alike() -> None:
+    bdhs = ["alignment=dpo", "sampler=bdhs_noise"]
+    one, five = (
+        estimate(composed(*bdhs, f"sampler.build.iterations={n}"), GPUS["h100"]).hours["drawing, once"]
+        for n in (1, 5)
+    )
+    assert five == pytest.approx((1 + 4 * 0.26) * one)
+
+
+def test_bdhs_holds_what_is_left_of_the_image() -> None:
+    """1% of 2,340 image tokens, 50 of the question, 130 of the reference and 200 of the drawn answer."""
+    attn, noise = (
+        Run(config, SEVEN, Numbers(), GPUS["h100"], Assumed())
+        for config in (
+            composed("sampler=bdhs_attn", "world.rho_th=0.99", "sampler.build.batch_size=32"),
+            composed("sampler=bdhs_noise", "sampler.build.batch_size=32"),
+        )
+    )
+    assert attn.keys_and_values() == 32 * (23 + 50 + 130 + 200) * 524_288
+    assert noise.keys_and_values() == 32 * (2_390 + 130 + 200) * 524_288
+    assert attn.drawing() < noise.drawing()
+
+
+def test_a_distortion_reads_and_writes_nothing() -> None:
+    found = estimate(composed("sampler=povid_distortion"), GPUS["h100"])
+    assert found.hours["drawing, once"] < found.hours["reference, once"]
+    assert "adapter, projector, optimiser" in found.memory
+
+
+def test_only_models_that_run_here_are_counted_as_judges() -> None:
+    oracle, api = (
+        estimate(composed("alignment=online_dpo", f"annotator={name}"), GPUS["h100"])
+        for name in ("oracle", "api")
+    )
+    assert "judging" not in oracle.hours
+    assert oracle.left_out == ()
+    assert api.left_out == ("annotator api",)
+    assert any("not counted: annotator api" in line for line in lines("x", api, GPUS["h100"], 1))
+
+
+@pytest.mark.parametrize("part", ["generative", "discriminative"])
+def test_amber_is_counted_by_its_parts(part) -> None:
+    amber = ["world=published", "benchmark=published/amber"]
+    whole, half = (
+        estimate(composed(*amber, f"benchmark.tasks.amber.part={name}"), GPUS["h100"])
+        for name in ("all", part)
+    )
+    assert 0 < half.hours["benchmarks"] < whole.hours["benchmarks"]
+    assert whole.left_out == half.left_out == ()
+
+
+def test_lmms_evals_tasks_are_named_as_not_counted() -> None:
+    found = estimate(
+        composed("world=published", "benchmark=lmms_eval", "benchmark.tasks=[mme]"), GPUS["h100"]
+    )
+    assert found.left_out == ("benchmark mme",)
 
 
 def test_two_gpus_halve_the_training_and_not_the_stages() -> None:

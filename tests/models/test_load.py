@@ -200,9 +200,27 @@ def test_what_is_trained_is_float32_and_runs_outside_autocast(tiny_folder, tmp_p
         assert torch.isfinite(scores(policy)).all()
     with reference(policy) as model:
         assert torch.isfinite(scores(policy, model)).all()
+
+
+def test_what_was_trained_in_float32_is_read_in_float32(tiny_folder, tmp_path):
+    """Rounded to the base model's bfloat16 a projector that moved by less than an ulp would be where it started."""
+    policy = add_lora(load_policy(tiny_folder, dtype="bfloat16"), 4, 8)
+    drawn = torch.Generator().manual_seed(0)
+    trained = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(1e-2 * torch.randn(parameter.shape, generator=drawn))
     policy.model.save_pretrained(tmp_path)
     again = load_policy(tiny_folder, dtype="bfloat16", adapter=tmp_path)
-    torch.testing.assert_close(scores(again), scores(policy), atol=0.5, rtol=0.02)
+    read = dict(again.model.named_parameters())
+    assert any(of_model(policy.model).projector in n for n in trained)
+    assert all(torch.equal(read[n], p) for n, p in trained.items())
+    assert not any(p.requires_grad for p in read.values())
+    policy.model.eval()
+    assert torch.equal(scores(again), scores(policy))
+    assert not torch.equal(scores(again), scores(load_policy(tiny_folder, dtype="bfloat16")))
+    with reference(again) as model:
+        assert torch.equal(scores(again, model), scores(load_policy(tiny_folder, dtype="bfloat16")))
 
 
 def test_checkpointing_gives_the_same_gradients(tiny_folder):

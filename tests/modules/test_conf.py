@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from annotating import annotated
+from mllm_align.annotators.pairs import best_worst
 from tiny import make_groups
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -40,6 +42,7 @@ base_model:
   projector_lr: 1.0e-4
   max_length: null
   max_new_tokens: 12
+  batch_size: 4
 hydra:
   searchpath: ["file://{CONF}"]
 """
@@ -172,18 +175,14 @@ def test_every_preference_method_trains_on_what_it_draws(composed, policy, tmp_p
 class JudgeByLength:
     """Prefers what has more tokens, or the first: no draw ties."""
 
+    pairs = staticmethod(best_worst)
+
     def judge(self, groups):
         from mllm_align.annotators.base import Judgement
 
         return [
             Judgement(tuple(len(r.token_ids) - 0.1 * i for i, r in enumerate(g.responses))) for g in groups
         ]
-
-    def prefer(self, groups, judgements):
-        from mllm_align.annotators.base import fill
-        from mllm_align.annotators.pairs import best_worst
-
-        return fill(groups, judgements, best_worst)
 
 
 def test_ddpo_weighs_the_tokens_of_changed_segments(composed, policy) -> None:
@@ -217,7 +216,7 @@ def test_every_annotator_annotates(composed, policy, tiny_folders, annotator, pa
     if annotator == "large":
         cfg.annotator.build.path = str(tiny_folders["llava_next"])
     built = instantiate(cfg.annotator.build)(policy)
-    (group,) = built.annotate(scene_groups(1, 3))
+    (group,) = annotated(built, scene_groups(1, 3))
     assert group.preferences
     assert all(r.score is not None for r in group.responses)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from mllm_align.annotators.base import Judgement, fill
+from mllm_align.annotators.base import Judgement, Pairs
 from mllm_align.annotators.pairs import best_worst
-from mllm_align.modules.draws import averaged, mixed, sampled
+from mllm_align.modules.draws import averaged, mixed, sampled, used_only
+from mllm_align.modules.figures import means
+from mllm_align.modules.online import drawing_figures
 from mllm_align.records import Group, Preference, Response
 from tiny import make_groups
 
@@ -34,11 +36,10 @@ class Rejecting:
 class Longest:
     """Prefers the longest response."""
 
+    pairs: Pairs = best_worst
+
     def judge(self, groups):
         return [Judgement(tuple(float(len(r.text)) for r in g.responses)) for g in groups]
-
-    def prefer(self, groups, judgements):
-        return fill(groups, judgements, best_worst)
 
 
 def test_what_a_sampler_prefers_needs_no_judge() -> None:
@@ -59,20 +60,24 @@ def test_a_mixture_draws_each_example_by_itself() -> None:
     many = [Group(g.example.__class__(f"{g.example.id}-{i}", g.example.image, g.example.prompt), g.responses,
                   g.preferences) for i in range(100) for g in groups]  # fmt: skip
     drawn = mixed(None, many, 3, Rejecting(), None, p=0.3)
-    kept = [not fresh for fresh in drawn.fresh]
+    kept = [made is None for made in drawn.made]
     assert 0.24 < sum(kept) / len(kept) < 0.36  # 500 draws: 0.3 and three standard deviations of 0.02
     for given, got, keep in zip(many, drawn.groups, kept, strict=True):
         assert got.example == given.example
         assert (got == given) is keep
-    alone = [mixed(None, [g], 3, Rejecting(), None, p=0.3).fresh[0] for g in many[:20]]
-    assert alone == drawn.fresh[:20]
-    assert mixed(None, many, 4, Rejecting(), None, p=0.3).fresh != drawn.fresh
+    assert [got for got, keep in zip(drawn.groups, kept, strict=True) if not keep] == [
+        g for g in drawn.made if g
+    ]
+    alone = [mixed(None, [g], 3, Rejecting(), None, p=0.3).made[0] for g in many[:20]]
+    assert alone == drawn.made[:20]
+    other = mixed(None, many, 4, Rejecting(), None, p=0.3).made
+    assert [made is None for made in other] != kept
 
 
 def test_the_ends_of_a_mixture() -> None:
     groups = make_groups(3)
     assert mixed(None, groups, 0, Rejecting(), None, p=1.0).groups == groups
-    assert all(mixed(None, groups, 0, Rejecting(), None, p=0.0).fresh)
+    assert all(mixed(None, groups, 0, Rejecting(), None, p=0.0).made)
     with pytest.raises(ValueError, match="probability"):
         mixed(None, groups, 0, Rejecting(), None, p=1.5)
 
@@ -85,3 +90,33 @@ def test_two_rejected_responses_share_the_weight() -> None:
     assert second == groups[1]  # nothing could be drawn: the dataset's pair has the whole weight
     with pytest.raises(ValueError, match="share"):
         averaged(None, groups, 1, Rejecting(), None, gamma=-0.1)
+
+
+def test_all_pairs_of_the_dataset_share_their_part_by_their_weights() -> None:
+    (group,) = make_groups(1, 4)
+    given = replace(group, preferences=(Preference(0, 1, 3.0), Preference(2, 1, 1.0)))
+    (joined,) = averaged(None, [given], 1, Rejecting(), None, gamma=0.4).groups
+    assert [r.text for r in joined.responses] == [*(r.text for r in group.responses[:3]), "drawn 1"]
+    weights = {(p.chosen, p.rejected): p.weight for p in joined.preferences}
+    assert weights == pytest.approx({(0, 1): 0.3, (2, 1): 0.1, (0, 3): 0.6})
+    (alone,) = averaged(None, [given], 1, Rejecting(same=("e0",)), None, gamma=0.4).groups
+    assert alone == replace(
+        group, responses=group.responses[:3], preferences=(Preference(0, 1, 0.75), Preference(2, 1, 0.25))
+    )
+
+
+def test_what_is_told_of_a_sampler_is_of_its_own_responses() -> None:
+    """Joined with the dataset's pair a response that is y+ itself could not be seen any more."""
+    groups = make_groups(4)
+    drawn = averaged(None, groups, 1, Rejecting(same=("e1", "e2")), None, gamma=0.5)
+    assert [made.responses[1].text for made in drawn.made] == ["drawn 1"] * 4
+    assert [bool(made.preferences) for made in drawn.made] == [True, False, False, True]
+    assert all(group.preferences for group in drawn.groups)
+    assert means(drawing_figures(drawn))["ties"] == 0.5
+
+
+def test_only_responses_in_a_pair_are_kept() -> None:
+    group = replace(make_groups(1, 3)[0], preferences=(Preference(2, 0, 0.5),))
+    used = used_only(group)
+    assert used.responses == (group.responses[0], group.responses[2])
+    assert used.preferences == (Preference(1, 0, 0.5),)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import time
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from mllm_align.compute.packing import collate
 from mllm_align.losses import dpo, ipo, slic
 from mllm_align.models.load import add_lora, load_policy
 from mllm_align.modules.fit import TrainerOptions, fit
@@ -20,7 +23,7 @@ from mllm_align.modules.optimise import Optimise
 from mllm_align.modules.preference import NonFiniteLoss, PreferenceModule
 from mllm_align.modules.reference import reference_logprobs
 from mllm_align.modules.schedule import cosine
-from mllm_align.records import Group
+from mllm_align.records import Group, ImageRef, Preference, Response
 from tiny import make_groups
 
 
@@ -179,6 +182,52 @@ def test_a_checkpoint_of_other_settings_is_refused(folder, tmp_path) -> None:
     killed(folder, groups, tmp_path)
     with pytest.raises(ValueError, match=r"other settings.*delete it"):
         fit(make_module(folder, groups), groups, tmp_path, epochs=1, batch_size=1, seed=1)
+
+
+@pytest.mark.parametrize("other", ["response", "preference", "beta", "lr"])
+def test_a_checkpoint_of_another_method_or_other_pairs_is_refused(folder, tmp_path, other) -> None:
+    groups = make_groups(4)
+    killed(folder, groups, tmp_path)
+    module = make_module(folder, groups)
+    if other == "response":
+        groups[2] = replace(groups[2], responses=(groups[2].responses[0], Response("dogs")))
+        module.reference = reference_logprobs(module.policy, groups, batch_size=2)
+    elif other == "preference":
+        groups[2] = replace(groups[2], preferences=(Preference(1, 0),))
+    elif other == "beta":
+        module.loss = partial(dpo, beta=0.2)
+    else:
+        module.optimise = replace(module.optimise, lr=1e-3)
+    with pytest.raises(ValueError, match=r"other settings.*delete it"):
+        fit(module, groups, tmp_path, epochs=1, batch_size=1, seed=0)
+
+
+@dataclass(frozen=True)
+class SlowImage:
+    """An image that takes its time."""
+
+    image: ImageRef
+
+    @property
+    def key(self) -> str:
+        return self.image.key
+
+    def load(self):
+        time.sleep(0.2)
+        return self.image.load()
+
+
+def test_speed_is_that_of_the_clock_waiting_for_data_included(folder, tmp_path) -> None:
+    plain = make_groups(2)
+    groups = [replace(g, example=replace(g.example, image=SlowImage(g.example.image))) for g in plain]
+    module = make_module(folder, plain)
+    batch = collate(plain, module.policy.processor)
+    tokens = int(batch.prompt_mask.sum() + batch.response_mask.sum())
+    told: list[float] = []
+    fit(module, groups, tmp_path, epochs=3, batch_size=2, seed=0,
+        scalars=lambda step, values: told.append(tokens / values["tokens_per_second"]))  # fmt: skip
+    assert len(told) == 3
+    assert min(told) > 0.4
 
 
 def test_a_damaged_checkpoint_is_said_and_training_starts_again(folder, tmp_path, caplog) -> None:

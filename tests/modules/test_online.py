@@ -22,7 +22,7 @@ from mllm_align.modules.draws import Drawn, sampled
 from mllm_align.modules.extend import image_preference
 from mllm_align.modules.figures import means
 from mllm_align.modules.fit import TrainerOptions, fit
-from mllm_align.modules.online import OnlinePreferenceModule, drawing_figures, used_only
+from mllm_align.modules.online import OnlinePreferenceModule, drawing_figures
 from mllm_align.modules.optimise import Optimise
 from mllm_align.records import Group, Preference, Response
 from mllm_align.samplers.policy import PolicySampler
@@ -37,21 +37,14 @@ def even(response: Response) -> float:
 
 @dataclass(frozen=True)
 class EvenAnnotator:
-    """Likes tokens with an even number: something that a random model can learn. Up to `gap` is a tie."""
+    """Likes tokens with an even number: something that a random model can learn."""
 
-    gap: float = 0.0
     pairs: object = best_worst
     seen: list[Group] = field(default_factory=list)
 
     def judge(self, groups: Sequence[Group]) -> list[Judgement]:
         self.seen.extend(groups)
         return [Judgement(tuple(even(r) for r in g.responses)) for g in groups]
-
-    def prefer(self, groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[Group]:
-        return fill(groups, judgements, partial(self.pairs, threshold=self.gap))
-
-    def annotate(self, groups: Sequence[Group]) -> list[Group]:
-        return self.prefer(groups, self.judge(groups))
 
 
 @pytest.fixture
@@ -124,8 +117,19 @@ def test_draws_depend_on_the_run_s_seed(folder, tmp_path) -> None:
     assert found[0] == found[1] != found[2]
 
 
+def test_a_prompt_that_is_too_long_is_named_before_the_first_step(folder, tmp_path) -> None:
+    groups = make_groups(40)
+    long = replace(groups[33].example, prompt="very long " * 30)
+    groups[33] = replace(groups[33], example=long)
+    annotator = EvenAnnotator()
+    with pytest.raises(ValueError, match=r"example e33: the prompt .* and max_length is 200"):
+        run(make_module(folder, annotator, max_length=200), groups, tmp_path)
+    assert not annotator.seen
+    make_module(folder, annotator, max_length=200).check(make_groups(40))
+
+
 def test_nothing_but_ties_is_counted_and_changes_nothing(folder, tmp_path) -> None:
-    module = make_module(folder, EvenAnnotator(gap=1000))
+    module = make_module(folder, EvenAnnotator(partial(best_worst, threshold=1000)))
     before = {n: p.clone() for n, p in module.model.named_parameters() if p.requires_grad}
     (step,) = run(module, make_groups(2), tmp_path)
     assert step["ties"] == 1.0
@@ -138,8 +142,8 @@ def test_nothing_but_ties_is_counted_and_changes_nothing(folder, tmp_path) -> No
 class FirstTies(EvenAnnotator):
     """Every Group but e1 ties."""
 
-    def prefer(self, groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[Group]:
-        return [replace(g, preferences=(Preference(0, 1),) if g.example.id == "e1" else ()) for g in groups]
+    def judge(self, groups: Sequence[Group]) -> list[Judgement]:
+        return [Judgement((1.0, 0.0) if g.example.id == "e1" else (0.0, 0.0)) for g in groups]
 
 
 def test_ties_take_no_part_in_the_loss_but_count_as_prompts(folder, tmp_path) -> None:
@@ -197,7 +201,8 @@ def test_the_oracle_agrees_with_itself(folder, tmp_path) -> None:
         texts = ["There is a dog.", "There is a cat and a tree."]
         drawn = [Group(g.example, tuple(Response(t) for t in texts)) for g in groups]
         judgements = annotator.judge(drawn)
-        return Drawn(annotator.prefer(drawn, judgements), judgements, [True] * len(drawn))
+        judged = fill(drawn, judgements, annotator.pairs)
+        return Drawn(judged, judgements, judged)
 
     module = make_module(folder, OracleAnnotator(), draw=said)
     told = run(module, scene_groups(6), tmp_path, batch_size=6)
@@ -214,7 +219,7 @@ def test_figures_of_drawing_by_hand() -> None:
     ]
     comparisons = (Comparison(0, 1, 2.0, 1.0), Comparison(0, 2, 2.0, -1.0))  # the first conflicts
     judgements = [Judgement((0.0, 0.0, 0.0), comparisons), *[Judgement((0.0, 0.0, 0.0))] * 3]
-    found = means(drawing_figures(Drawn(groups, judgements, [True] * 4)))
+    found = means(drawing_figures(Drawn(groups, judgements, groups)))
     assert found["ties"] == 0.25
     assert found["agreement"] == pytest.approx(2 / 3)
     assert found["conflicting"] == 0.5
@@ -224,21 +229,14 @@ def test_figures_of_drawing_by_hand() -> None:
 def test_a_group_that_nobody_judged_is_trained_on_and_not_counted() -> None:
     """Mixed-DPO takes some pairs from the dataset."""
     groups = [replace(g, preferences=(Preference(0, 1),)) for g in scene_groups(2)]
-    found = means(drawing_figures(Drawn(groups, [None, Judgement((1.0, 0.0, 0.0))], [False, True])))
+    found = means(drawing_figures(Drawn(groups, [None, Judgement((1.0, 0.0, 0.0))], [None, groups[1]])))
     assert (found["ties"], found["agreement"]) == (0.0, 1.0)
 
 
 def test_images_that_are_no_scenes_have_no_agreement() -> None:
     groups = [replace(g, preferences=(Preference(0, 1),)) for g in make_groups(2)]
-    found = means(drawing_figures(Drawn(groups, [Judgement((1.0, 0.0))] * 2, [True, True])))
+    found = means(drawing_figures(Drawn(groups, [Judgement((1.0, 0.0))] * 2, groups)))
     assert found == {"ties": 0.0}
-
-
-def test_only_responses_in_a_pair_are_scored_again() -> None:
-    group = replace(scene_groups(1)[0], preferences=(Preference(2, 0, 0.5),))
-    used = used_only(group)
-    assert used.responses == (group.responses[0], group.responses[2])
-    assert used.preferences == (Preference(1, 0, 0.5),)
 
 
 def test_all_pairs_train_too(folder, tmp_path) -> None:

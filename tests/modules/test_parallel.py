@@ -12,11 +12,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from mllm_align.checks import ImpossibleCell
 from mllm_align.launch import ALONE, Place, place
 from mllm_align.modules.order import MicroPlan, Plan
 from mllm_align.modules.parallel import share, trainer_settings
 from mllm_align.paths import conf_dir
-from mllm_align.pipeline import ImpossibleCell, plan_cell, run_cell
+from mllm_align.pipeline import plan_cell, run_cell
 from mllm_align.record import read_record, read_scalars, run_folder
 from mllm_align.train import plain
 

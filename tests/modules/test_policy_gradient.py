@@ -231,6 +231,22 @@ def test_the_value_head_learns_and_is_not_in_the_adapter(folder, tmp_path) -> No
     assert not any("value_head" in name for name in adapter(tmp_path))
 
 
+def test_values_are_not_rounded_by_autocast(folder) -> None:
+    module = make_module(folder, PPO)
+    batch = collate(make_groups(3), module.policy.processor)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        module.model.value_head.bias.fill_(3.0)
+        values = module._forward(batch)[1][batch.response_mask]
+    assert (values != values.bfloat16()).float().mean() > 0.9
+
+
+def test_a_prompt_that_is_too_long_is_named_before_the_first_step(folder, tmp_path) -> None:
+    annotator = EvenAnnotator()
+    with pytest.raises(ValueError, match=r"example e\d: the prompt .* and max_length is 20"):
+        run(make_module(folder, annotator=annotator, max_length=20), make_groups(3), tmp_path)
+    assert not annotator.seen
+
+
 def test_rloo_has_no_value_head(folder) -> None:
     assert not hasattr(make_module(folder).model, "value_head")
 

@@ -11,10 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from annotating import annotated
 from mllm_align.annotators.reward import RewardAnnotator, reward_model
 from mllm_align.compute.logprobs import final_states
 from mllm_align.compute.packing import collate
-from mllm_align.models.heads import REWARD_HEAD, add_head, head, load_head, reward_scores, rewards, save_head
+from mllm_align.models.heads import (
+    REWARD_HEAD,
+    add_head,
+    head,
+    load_head,
+    read,
+    reward_scores,
+    rewards,
+    save_head,
+)
 from mllm_align.models.load import add_lora, load_policy
 from mllm_align.modules.figures import means
 from mllm_align.modules.fit import fit
@@ -54,6 +64,20 @@ def test_the_loss_by_hand(tiny_policy) -> None:
     assert (found["reward_chosen"], found["reward_rejected"]) == (1.0, 2.0)
 
 
+def test_a_head_keeps_its_precision_under_autocast(tiny_policy) -> None:
+    """A bfloat16 near 3 is a multiple of 1/64, so that answers of nearly the same reward would tie."""
+    add_head(tiny_policy, REWARD_HEAD, 0)
+    states = torch.randn(20, head(tiny_policy, REWARD_HEAD).in_features).bfloat16()
+    with torch.no_grad():
+        head(tiny_policy, REWARD_HEAD).bias.fill_(3.0)
+        plain = read(tiny_policy, REWARD_HEAD, states)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(read(tiny_policy, REWARD_HEAD, states), plain)
+            scores = reward_scores(tiny_policy, make_groups(5), 5)
+    found = torch.tensor(scores)
+    assert (found != found.bfloat16()).any()
+
+
 def test_a_reward_reads_the_last_token_and_all_before_it(tiny_policy) -> None:
     add_head(tiny_policy, REWARD_HEAD, 0)
     groups = make_groups(3)
@@ -86,7 +110,7 @@ def test_it_learns_which_answers_are_preferred_and_keeps_it_in_its_folder(tiny_f
     kept = [j.scores for j in judge.judge(groups)]
     assert kept == [pytest.approx(s, abs=1e-5) for s in reward_scores(module.policy, groups, 8)]
     bare = [replace(g, preferences=()) for g in groups]
-    assert [g.preferences for g in judge.annotate(bare)] == [g.preferences for g in groups]
+    assert [g.preferences for g in annotated(judge, bare)] == [g.preferences for g in groups]
 
 
 def test_training_the_policy_leaves_its_judge_as_it_is(tiny_folder, tmp_path) -> None:
@@ -156,6 +180,7 @@ def test_a_head_of_another_width_is_refused(tiny_policy, tmp_path) -> None:
 
 
 def test_accuracy_ties_and_liking_for_length_by_hand() -> None:
+    from mllm_align.benchmarks.base import score
     from mllm_align.benchmarks.reward import RewardAccuracy
 
     def row(rewards, words, image):
@@ -167,9 +192,8 @@ def test_accuracy_ties_and_liking_for_length_by_hand() -> None:
         row([1.0, 1.0], [5, 3], "c"),  # a tie
         row([3.0, 1.0], [4, 4], "d"),  # right, as long
     ]
-    found = RewardAccuracy("POVID", {}).score(rows)
+    found = score(RewardAccuracy("POVID", {}), rows)
     assert (found["accuracy"], found["ties"], found["longer"]) == (0.5, 0.25, 0.5)
-    assert RewardAccuracy("POVID", {}).items(rows) == {"a": 1.0, "b": 0.0, "c": 0.0, "d": 1.0}
 
 
 def test_predictions_hold_both_rewards_and_the_text_that_wins(tiny_policy, tmp_path) -> None:

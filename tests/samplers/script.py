@@ -26,7 +26,8 @@ class Script:
 
     @property
     def policy(self) -> Any:
-        return SimpleNamespace(processor=self.processor)
+        model = SimpleNamespace(generation_config=None)
+        return SimpleNamespace(processor=self.processor, model=model)
 
     def prepare(self, policy: Any, examples: Sequence[Any]) -> list[Any]:
         self.prepared.append(list(examples))

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from script import TOKENS, Script
 
-from mllm_align.models.load import load_policy, load_processor
+from mllm_align.models.load import end_token, load_policy, load_processor
 from mllm_align.noise import NoisedImage
 from mllm_align.records import Example, Group, Preference, Response
-from mllm_align.samplers.bdhs import BDHS, statistics
+from mllm_align.samplers.bdhs import BDHS
 from mllm_align.samplers.corruption import AttentionMask, ImageNoise, mask
 from mllm_align.samplers.policy import PolicySampler
-from mllm_align.samplers.sentences import full_stops
-from tiny import ArrayImage, make_groups
+from mllm_align.samplers.sentences import full_stops, spell
+from mllm_align.samplers.statistics import statistics
+from tiny import ArrayImage, make_groups, make_tiny
 
 FIRST = "A red cup is here. Two dogs run on the left."
 SECOND = "Yes, it is a cat."
@@ -170,7 +171,7 @@ def test_every_draw_has_a_stream_of_its_own(script) -> None:
     }
     for _, options in [*script.completed, *script.answered]:
         assert told.items() <= options.items()
-    assert script.completed[0][1]["stops"] == full_stops(script.processor)
+    assert script.completed[0][1]["stops"] == full_stops(script.policy)
 
 
 def test_noise_is_new_in_every_iteration(script) -> None:
@@ -263,6 +264,22 @@ def test_with_the_whole_image_an_unguided_answer_is_the_policy_s_own(tiny_policy
     drawn = sampler(words, corruption=AttentionMask(0.0), **options).sample(tiny_policy, groups, 0)
     own = PolicySampler(k=1, temperature=0.0, max_new_tokens=8).sample(tiny_policy, groups, 0)
     assert [g.responses[1].text for g in drawn] == [g.responses[0].text for g in own]
+
+
+def test_a_completion_ends_with_the_chat_template_s_end_token(tmp_path) -> None:
+    """In this family it is not the tokenizer's; what a model writes behind it is no part of the answer."""
+    policy = load_policy(make_tiny("idefics3", tmp_path))
+    end, more = end_token(policy.processor), spell(["cup"], policy.processor)[0].ids[0]
+    assert end != policy.processor.tokenizer.eos_token_id
+    calls: list[int] = []
+
+    def end_first(module, args, logits):
+        calls.append(1)
+        logits[..., end if len(calls) == 1 else more] = 1e4
+
+    policy.model.get_output_embeddings().register_forward_hook(end_first)
+    sampler(words, iterations=1, max_new_tokens=5).sample(policy, make_groups(1), 0)
+    assert len(calls) == 1
 
 
 def test_on_scenes_a_blinded_model_makes_things_up() -> None:

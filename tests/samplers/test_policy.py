@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mllm_align.models.load import end_token, load_policy
 from mllm_align.records import Response
 from mllm_align.samplers import policy
 from mllm_align.samplers.dataset import DatasetSampler
 from mllm_align.samplers.policy import PolicySampler
-from tiny import make_groups
+from tiny import make_groups, make_tiny
 
 
 def texts(groups) -> list[list[str]]:
@@ -40,6 +41,15 @@ def test_a_drawn_image_token_ends_the_response(tiny_policy, monkeypatch) -> None
     assert [r.token_ids for r in group.responses] == [(word,), (end,)]
     assert group.responses[0].text != "x"
     assert group.responses[1].text == ""
+
+
+def test_an_empty_response_has_the_chat_template_s_end_token(tmp_path, monkeypatch) -> None:
+    other = load_policy(make_tiny("idefics3", tmp_path))
+    tokenizer = other.processor.tokenizer
+    image = tokenizer.convert_tokens_to_ids(other.processor.image_token)
+    monkeypatch.setattr(policy, "generate", lambda *_, **__: [(Response("x", "policy", (image,)),)])
+    (group,) = PolicySampler().sample(other, make_groups(1), seed=0)
+    assert group.responses[0].token_ids == (end_token(other.processor),) != (tokenizer.eos_token_id,)
 
 
 def test_temperature_reaches_the_decoder(tiny_policy) -> None:

@@ -10,6 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from mllm_align.pipeline import made
+from mllm_align.samplers.policy import PolicySampler
 from mllm_align.similarity.scenes import SceneClaims
 from mllm_align.similarity.sentences import SentenceTransformers
 from tiny import make_groups
@@ -33,6 +35,33 @@ def test_it_samples(tiny_policy, name, when) -> None:
     made = instantiate(cfg.sampler.build).sample(tiny_policy, groups, cfg.sampler.seed)
     assert [g.example for g in made] == [g.example for g in groups]
     assert all(g.responses[1].source == name for g in made)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bdhs_attn", "batch_size=0", "batch_size=0: choose 1"),
+        ("povid_distortion", "batch_size=0", "batch_size=0: choose 1"),
+        ("bdhs_noise", "swap=1.5", "swap=1.5: it is a probability"),
+        ("bdhs_attn", "eps_s=97", "eps_s=97: it bounds a cosine"),
+        ("bdhs_attn", "similarity.words=-0.1", "similarity.words=-0.1: it is a share"),
+    ],
+)
+def test_options_out_of_range_are_named(name, change, message) -> None:
+    cfg = composed(f"sampler={name}", f"sampler.build.{change}")
+    with pytest.raises(ValueError, match=message):
+        made(OmegaConf.to_container(cfg, resolve=True)["sampler"]["build"])
+
+
+def test_the_policy_sampler_needs_a_batch(tiny_policy) -> None:
+    with pytest.raises(ValueError, match="batch_size=0 must be positive"):
+        PolicySampler(batch_size=0).sample(tiny_policy, make_groups(1), 0)
+
+
+def test_a_batch_is_what_the_base_model_can_take() -> None:
+    for name in [*OURS, "policy"]:
+        cfg = composed(f"sampler={name}", "base_model.batch_size=3")
+        assert cfg.sampler.build.batch_size == 3
 
 
 def test_the_embedding_brings_its_bound() -> None:

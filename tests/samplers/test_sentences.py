@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -163,9 +165,23 @@ def test_where_nothing_is_kept_the_sentence_is_set_off_as_it_was(processor) -> N
 
 
 def test_every_token_with_a_full_stop_ends_a_sentence(processor) -> None:
-    stops = set(full_stops(processor))
+    model = SimpleNamespace(generation_config=None)
+    stops = set(full_stops(SimpleNamespace(processor=processor, model=model)))
     tokenizer = processor.tokenizer
     assert tokenizer.eos_token_id in stops
     assert all("." in tokenizer.decode([i]) for i in stops - {tokenizer.eos_token_id})
     assert spell(["A cup."], processor)[0].ids[-1] in stops
     assert not set(spell(["A cup"], processor)[0].ids) & stops
+
+
+def test_a_completion_has_no_image_token_in_letters(processor) -> None:
+    spelling, made = cuts_of(processor, "A cup.", 0.0, 0.9)
+    own = [
+        i
+        for c in processor.image_token
+        for i in processor.tokenizer(c, add_special_tokens=False)["input_ids"]
+    ]
+    (tail,) = completed(made, spelling, [[*own, *spelling.ids[-2:]]], processor)
+    assert processor.image_token in processor.tokenizer.decode(own)
+    assert processor.image_token not in tail
+    assert tail.endswith(".")

@@ -2,7 +2,6 @@ import pytest
 
 from mllm_align.scenes.oracle import (
     check,
-    hallucinated_objects,
     is_true,
     mentioned_objects,
     parse,
@@ -10,7 +9,7 @@ from mllm_align.scenes.oracle import (
     score,
     unparsed,
 )
-from scene_truth import KITCHEN
+from scene_truth import KITCHEN, hallucinated_objects
 
 DESCRIBE = "Describe this image."
 

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mllm_align.scenes.oracle import hallucinated_objects, is_true, mentioned_objects, unparsed
+from mllm_align.scenes.oracle import is_true, mentioned_objects, unparsed
 from mllm_align.scenes.tasks import judge_items, sft_items
 from mllm_align.scenes.text import (
     DESCRIBE_PROMPTS,
@@ -17,6 +17,7 @@ from mllm_align.scenes.text import (
     yes_no_prompt,
 )
 from mllm_align.scenes.world import KINDS, LETTERS, cooccurrence, rng_for, sample_scene
+from scene_truth import hallucinated_objects
 
 N = 400
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from mllm_align.store import Stage, Store
 from mllm_align.sweep.cells import Planned, check, cross, read_rows
 from mllm_align.sweep.plan import duration, make_plan, own_settings
-from mllm_align.sweep.report import Report, driver_overrides, rerun_command, sweep_name
+from mllm_align.sweep.report import Outcome, Report, driver_overrides, rerun_command, sweep_name
 from mllm_align.sweep.run import choose
 
 
@@ -94,6 +95,17 @@ def test_plan_counts_each_stage_once_and_estimates_by_what_is_missing(tmp_path):
     assert set(plan.unknown) == {"ipo", "preferences", "reference"}
 
 
+def test_the_time_is_unknown_where_most_cells_were_never_timed(tmp_path):
+    timed, new = planned("dpo", seconds=7.0), [planned(f"ipo{number}") for number in range(2)]
+    assert make_plan([timed, new[0]], Store(tmp_path), tmp_path, workers=1).seconds == 7.0
+    assert make_plan([timed, *new], Store(tmp_path), tmp_path, workers=1).seconds is None
+
+
+def test_a_cell_s_own_settings_do_not_say_how_to_run():
+    words = ("alignment=dpo", "sweep.workers=2", "outputs=elsewhere", "plan=true", "+hydra.x=1")
+    assert own_settings([planned("x", overrides=words)]) == {"x": ("alignment=dpo",)}
+
+
 def test_a_cell_s_own_settings_are_what_the_others_lack_and_show_no_secret():
     cells = [
         planned("x", seed=0, overrides=("seed=0", "alignment=dpo", "a.lr=1")),
@@ -119,15 +131,57 @@ def test_a_sweep_has_the_same_name_in_any_order_unless_it_is_given_one():
     assert sweep_name("demo", cells) == "demo"
 
 
+@pytest.mark.parametrize("name", ["../../escaped", "/tmp/x", ".hidden", "a b", "x" * 201])
+def test_a_sweep_s_name_stays_inside_its_folder(name):
+    with pytest.raises(ValueError, match=r"sweep\.name .* cannot name a folder"):
+        sweep_name(name, [])
+
+
+def summary(report: Report) -> dict:
+    return json.loads((report.folder / "summary.json").read_text())
+
+
+def test_a_name_used_again_keeps_the_cells_of_before(tmp_path):
+    dpo, ipo, slic = planned("dpo"), planned("ipo"), planned("slic")
+    first = Report("grid", [dpo, ipo], tmp_path, Store(tmp_path), {})
+    first.ended(dpo, Outcome("finished", 1.0, 1))
+    first.ended(ipo, Outcome("failed", 1.0, 1, "it fell"))
+    again = Report("grid", [ipo, slic], tmp_path, Store(tmp_path), {})
+    again.ended(ipo, Outcome("finished", 2.0, 1))
+    kept = summary(again)
+    want = [("dpo", "finished"), ("ipo", "finished"), ("slic", "waiting")]
+    assert [(cell["label"], cell["status"]) for cell in kept["cells"]] == want
+    assert kept["finished"] == 2
+    assert again.count_ended() == 1  # what is told at the end is of this command
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cells": [{"label": "x"}, 3]}', '{"cells": null}'])
+def test_a_damaged_summary_is_written_anew(tmp_path, text):
+    report = Report("grid", [planned("dpo")], tmp_path, Store(tmp_path), {})
+    report.folder.mkdir(parents=True)
+    (report.folder / "summary.json").write_text(text)
+    report.write()
+    assert [cell["label"] for cell in summary(report)["cells"]] == ["dpo"]
+
+
 def test_the_rerun_command_names_the_cells_but_no_secret(tmp_path):
-    overrides = ("alignment=dpo", "sweep.workers=2", "annotator.api_key=sk-1", "plan=false")
+    overrides = (
+        "alignment=dpo",
+        "sweep.workers=2",
+        "annotator.api_key=sk-1",
+        "plan=false",
+        "outputs=elsewhere",
+        "annotator.build.settings={api_key: sk-2}",
+    )
     cell = planned("dpo", overrides=overrides)
     report = Report("id", [cell], tmp_path, Store(tmp_path), {})
     given = ["sweep.workers=2", "seed=0,1", "plan=false", "sweep.cells=old.yaml", "sweep.table=table09"]
+    given += ["outputs=elsewhere"]
     driver = driver_overrides(given)
     line = rerun_command(report, [cell], "mllm-align train", driver)
     file = tmp_path / "sweeps" / "id" / "again.yaml"
-    assert line == f"mllm-align train -m sweep.cells={file} sweep.workers=2 annotator.api_key=..."
+    hidden = "annotator.api_key=... annotator.build.settings=..."
+    assert line == f"mllm-align train -m sweep.cells={file} sweep.workers=2 outputs=elsewhere {hidden}"
     assert read_rows(file) == [("alignment=dpo",)]
 
 

@@ -79,9 +79,8 @@ def test_a_cell_that_ends_badly_is_told_with_reason_and_log_and_the_rest_goes_on
     record = json.loads((tmp_path / f"outputs/runs/{RESULT_OF_A}/seed1/record.json").read_text())
     assert record["status"] == "failed"
 
-    again = next(line for line in text.splitlines() if line.startswith("  python -m fake_app"))
-    assert "again.yaml" in again
-    code, text = run([command()[0], *shlex.split(again)[1:]], tmp_path)
+    assert "again.yaml" in text
+    code, text = rerun(text, tmp_path)
     assert code == 1
     assert "1 cell: 0 finished already, 0 to run, 1 to continue" in text
 
@@ -103,6 +102,40 @@ def test_fail_fast_stops_the_rest_and_says_how_to_run_what_is_left(tmp_path):
     assert code == 1
     assert list(statuses(tmp_path).values()) == ["failed", "waiting", "waiting"]
     assert "To run what is left:" in text
+
+
+def test_fail_fast_ends_the_cells_of_other_workers_and_the_sweep_goes_on_to_its_words(tmp_path):
+    arguments = ("seed=0,1,2", "fault=raise", "fault_seed=0", "pause=0.2")
+    code, text = study(tmp_path, *arguments, "sweep.fail_fast=true", "sweep.workers=2")
+    assert code == 1
+    assert "Traceback" not in text
+    assert list(statuses(tmp_path).values()) == ["failed", "interrupted", "waiting"]
+    assert "To run what is left:" in text
+
+
+def rerun(text: str, folder: Path) -> tuple[int, str]:
+    """Run the command that was printed at a sweep's end."""
+    again = next(line for line in text.splitlines() if line.startswith("  python -m fake_app"))
+    return run([command()[0], *shlex.split(again)[1:]], folder)
+
+
+def test_the_printed_command_works_on_the_same_folders_and_keeps_the_sweep_whole(tmp_path):
+    program = [command()[0], "-m", "fake_app", "-cd", str(REPOSITORY / "conf"), "-m"]
+    given = ["fault=once", "fault_seed=1", "outputs=mine/out", "sweep.name=grid"]
+    code, text = run([*program, *given, "seed=0,1,2"], tmp_path)
+    assert code == 1
+    assert f"--config-dir={REPOSITORY / 'conf'}" in text
+    summary_file = tmp_path / "mine/out/sweeps/grid/summary.json"
+    rows = json.loads(summary_file.read_text())["cells"]
+    assert [(row["seed"], row["status"]) for row in rows] == [(0, "finished"), (1, "failed"), (2, "finished")]
+
+    code, text = rerun(text, tmp_path)
+    assert code == 0, text
+    assert "1 cell: 0 finished already, 0 to run, 1 to continue" in text
+    assert "1 finished. Summary" in text
+    rows = json.loads(summary_file.read_text())["cells"]
+    assert [(row["seed"], row["status"]) for row in rows] == [(seed, "finished") for seed in (0, 1, 2)]
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_plan_only_prints_and_stops(tmp_path):
@@ -144,6 +177,8 @@ def test_all_cells_that_do_not_compose_are_named(tmp_path):
     assert "2 of 3 cells cannot run" in text
     assert "Could not find 'method/slow_som'" in text
     assert "Could not find 'method/slow_sam'" in text
+    assert "Available options" not in text
+    assert len(text.splitlines()) == 5
 
 
 def test_the_launcher_knows_every_key_of_its_config():
@@ -155,6 +190,8 @@ def test_the_launcher_knows_every_key_of_its_config():
     ("arguments", "words"),
     [
         (["sweep.workers=1,2"], "this cell sets sweep"),
+        (["outputs=a,b"], "this cell sets outputs"),
+        (["sweep.name=../../escaped"], "cannot name a folder"),
         (["sweep.workers=0"], "must be 1 or more"),
         (["sweep.cells=none.yaml"], "sweep.cells=none.yaml: cannot be read"),
         (["misspelt=1"], "misspelt"),

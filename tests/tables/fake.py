@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mllm_align.benchmarks.base import Benchmark, write_jsonl
+from mllm_align.benchmarks.base import Benchmark, score, write_jsonl
 from mllm_align.benchmarks.pope import Pope
 from mllm_align.benchmarks.recall import Recall
 from mllm_align.benchmarks.vqa import Vqa
@@ -44,6 +44,14 @@ def benchmarks(n: int = 40) -> dict[str, Benchmark]:
     return {"pope": Pope(n=n), "recall": Recall(n=n), "vqa": Vqa(n=n)}
 
 
+def config_of(n: int, **more: Any) -> dict[str, Any]:
+    tasks = {
+        name: {"_target_": f"{type(b).__module__}.{type(b).__qualname__}", "n": n}
+        for name, b in benchmarks(n).items()
+    }
+    return {"benchmark": {"n": n, "tasks": tasks}, **more}
+
+
 def write_run(
     root: Path,
     alignment: str,
@@ -61,11 +69,7 @@ def write_run(
     axes = {"alignment": alignment, "dataset": dataset, "base_model": "base", **(axes or {})}
     label = f"{alignment}-{dataset}"
     if config is None:
-        tasks = {
-            name: {"_target_": f"{type(b).__module__}.{type(b).__qualname__}", "n": n}
-            for name, b in benchmarks(n).items()
-        }
-        config = {"seed": seed, "benchmark": {"n": n, "tasks": tasks}}
+        config = config_of(n, seed=seed)
     with RunRecord.open(root, label=label, seed=seed, key=label, config=config, axes=axes) as record:
         write_predictions(record.folder, answer, n)
         if curves and alignment != "none":
@@ -81,7 +85,7 @@ def write_predictions(folder: Path, answer: Answer, n: int) -> None:
             for e in benchmark.examples()
         ]
         write_jsonl(rows, folder / "predictions" / f"{name}.jsonl")
-        metrics[name] = benchmark.score(rows)
+        metrics[name] = score(benchmark, rows)
     write_json(folder / "metrics.json", metrics)
 
 

@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from fake import answers, write_failed, write_run
+from fake import answers, config_of, write_failed, write_run
 
 from mllm_align.benchmarks import stats
 from mllm_align.benchmarks.base import read_jsonl
 from mllm_align.benchmarks.pope import Pope
+from mllm_align.benchmarks.published.lmms_eval import LmmsEval
 from mllm_align.tables.compare import compare, compare_runs
-from mllm_align.tables.load import load_runs
+from mllm_align.tables.load import benchmarks_of, load_run, load_runs
 
 QUICK = {"draws": 1000}
 
@@ -62,7 +63,7 @@ def test_a_difference_is_the_paired_bootstrap_of_two_prediction_files(grid, comp
         Pope().counts(read_jsonl(grid / "runs" / label / "seed0" / "predictions" / "pope.jsonl"))
         for label in ("none-none", "dpo-povid")
     )
-    expected = stats.paired_difference(ours, base, Pope().metrics, draws=1000)["f1"]
+    expected = stats.mean_paired_difference([(ours, base)], Pope().metrics, draws=1000)["f1"]
     cell = comparison.rows[1].cells["pope/f1"]
     assert cell.difference == expected
     assert expected.low > 0
@@ -132,7 +133,40 @@ def test_without_a_baseline_there_are_values_and_a_note(tmp_path):
     write_run(tmp_path, "dpo", n=10)
     found = compare([tmp_path], **QUICK)
     assert found.rows[0].cells["pope/f1"].difference is None
-    assert found.notes == ("no finished run has alignment=none, so there are no differences to it",)
+    assert found.notes == ("no finished run is none, so there are no differences to it",)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows"),
+    [
+        ("dpo · povid", {"dpo · povid"}),
+        ("dpo-rlhf_v", {"dpo · rlhf_v"}),
+        ("dpo", {"dpo · povid", "dpo · rlhf_v"}),
+        ("bdhs_attn", {"ipo · povid"}),
+    ],
+)
+def test_a_baseline_may_be_a_row_a_label_an_alignment_or_a_sampler(tmp_path, wanted, rows):
+    write_run(tmp_path, "none", "none", n=10)
+    write_run(tmp_path, "dpo", n=10)
+    write_run(tmp_path, "dpo", "rlhf_v", n=10)
+    write_run(tmp_path, "ipo", n=10, axes={"sampler": "bdhs_attn"})
+    found = compare([tmp_path], wanted, **QUICK)
+    assert {row.name for row in found.rows if row.baseline} == rows
+    others = [row for row in found.rows if not row.baseline]
+    assert all(row.cells["pope/f1"].difference is not None for row in others)
+
+
+def test_a_baseline_that_nothing_is_called_is_refused(tmp_path):
+    write_run(tmp_path, "dpo", n=10)
+    with pytest.raises(ValueError, match="baseline=dop is no row: there are the rows dpo"):
+        compare([tmp_path], "dop", **QUICK)
+
+
+def test_a_finished_run_without_a_benchmark_is_no_damaged_one(tmp_path):
+    write_run(tmp_path, "none", "none", n=10)
+    folder = write_run(tmp_path, "dpo", n=10, config={"benchmark": {"tasks": {}}})
+    (folder / "metrics.json").unlink()
+    assert [row.status for row in compare([tmp_path], **QUICK).rows] == ["finished", "finished"]
 
 
 def test_a_baseline_of_another_base_model_is_not_one(tmp_path):
@@ -141,6 +175,51 @@ def test_a_baseline_of_another_base_model_is_not_one(tmp_path):
     found = compare([tmp_path], **QUICK)
     assert [row.name for row in found.rows] == ["none · large", "dpo · povid · base"]
     assert found.rows[1].cells["pope/f1"].difference is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "ours", "theirs"),
+    [("path", "/models/A", "/models/B"), ("dtype", "float32", "bfloat16"), ("four_bit", False, True)],
+)
+def test_nor_is_one_in_another_folder_or_precision(tmp_path, setting, ours, theirs):
+    for name, value in (("none", ours), ("dpo", ours), ("ipo", theirs)):
+        base = {"path": "/models/A", "dtype": "float32", setting: value}
+        write_run(tmp_path, name, n=10, axes={"base_model": "local"}, config=config_of(10, base_model=base))
+    found = compare([tmp_path], **QUICK)
+    rows = {row.method: row for row in found.rows}
+    assert rows["dpo"].cells["pope/f1"].difference is not None
+    assert rows["ipo"].cells["pope/f1"].difference is None
+    assert [note for note in found.notes if "no finished run of none has its base model" in note] == [
+        f"{rows['ipo'].name}: no finished run of none has its base model (folder, dtype and four_bit), so "
+        "there are no differences to it"
+    ]
+
+
+def test_runs_that_were_asked_other_questions_are_not_compared(tmp_path):
+    """The same images, and another prompt; the other benchmarks are compared, in whatever order they were asked."""
+    write_run(tmp_path, "none", "none", n=10)
+    folder = write_run(tmp_path, "dpo", n=10, answer=answers(0.9, 0.9, 0.1))
+    file = folder / "predictions" / "recall.jsonl"
+    file.write_text(file.read_text().replace("Describe the image in detail.", "Describe this image."))
+    file = folder / "predictions" / "pope.jsonl"
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    row = compare([tmp_path], **QUICK).rows[1]
+    assert row.cells["recall/chair_s"].difference is None
+    assert row.cells["recall/chair_s"].value.method == "BCa"
+    assert row.cells["pope/f1"].difference is not None
+    (note,) = row.notes
+    assert note.startswith("recall: not compared with the baseline")
+    assert "different questions" in note
+
+
+def test_seeds_that_lack_a_benchmark_are_named(tmp_path):
+    for seed in range(3):
+        folder = write_run(tmp_path, "none", "none", seed, n=10)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    del metrics["pope"]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (row,) = compare([tmp_path], **QUICK).rows
+    assert row.notes == ("pope: not answered by seed 2, so its figures are of the others",)
 
 
 def test_missing_predictions_leave_the_recorded_figure_without_an_interval(tmp_path):
@@ -180,6 +259,32 @@ def test_a_foreign_target_is_not_imported(tmp_path):
     found = compare([tmp_path], **QUICK)
     assert any("benchmark pope is not known here" in note for note in found.notes)
     assert found.rows[0].cells["pope/f1"].value.method == "no predictions"
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"_target_": "mllm_align.benchmarks.pope.Pope", "old_option": 1}, "old_option"),
+        ({"_target_": "mllm_align.benchmarks.pope.Gone"}, "has no 'Gone'"),
+        ({"_target_": "mllm_align.benchmarks.gone.Pope"}, "No module named"),
+        ({"_target_": "mllm_align.benchmarks.base.write_jsonl", "rows": [], "path": "x"}, "is no benchmark"),
+        ({"_target_": "mllm_align.benchmarks.base.Metric", "name": "x", "title": "x"}, "is no benchmark"),
+    ],
+)
+def test_a_record_that_can_not_be_scored_again_does_not_end_the_others(tmp_path, caplog, spec, reason):
+    write_run(tmp_path, "none", "none", n=10)
+    write_run(tmp_path, "dpo", n=10, config={"benchmark": {"tasks": {"pope": spec, "mine": spec}}})
+    found = compare([tmp_path], **QUICK)
+    assert found.rows[1].cells["pope/f1"].difference is not None  # by the other record's scorer
+    assert reason in caplog.text
+    assert "seed0: benchmark mine cannot be scored again" in caplog.text
+
+
+def test_the_tasks_of_lmms_eval_are_a_list(tmp_path):
+    each = {"_target_": "mllm_align.benchmarks.published.lmms_eval.LmmsEval", "limit": 3}
+    folder = write_run(tmp_path, "none", "none", n=10, config={"benchmark": {"tasks": ["mme"], "each": each}})
+    (scorer,) = benchmarks_of(load_run(folder)).items()
+    assert scorer == ("lmms_eval_mme", LmmsEval("mme", limit=3))
 
 
 def test_own_scorers_can_be_given(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -56,6 +57,22 @@ def test_numbers_by_hand():
     assert render.number(34.36, WORDS) == "34.4"
 
 
+def test_an_interval_is_called_what_it_is(comparison):
+    def text(*methods):
+        cells = [
+            {F1.key: Cell(interval(0.8, 0.7, 0.9), replace(interval(0, 0, 0), method=m))} for m in methods
+        ]
+        rows = tuple(replace(comparison.rows[1], cells=found) for found in cells)
+        return render.explanation(replace(comparison, rows=rows))
+
+    bootstrap = "Difference to none with a 95% bootstrap interval over images (up to 300 images"
+    assert bootstrap in text("BCa", "percentile", "no variation")
+    student = "Difference to none with a 95% Student's t interval over seeds and images"
+    assert f"{student} (up to" in text("t over seeds and images")
+    mixed = text("t over seeds and images", "BCa")
+    assert f"{student} (one seed: bootstrap over images) (up to" in mixed
+
+
 def test_verdict_knows_which_way_is_better(comparison):
     dpo = comparison.rows[1].cells
     assert render.verdict(dpo[F1.key], F1) == "better"
@@ -77,7 +94,7 @@ def test_markdown(comparison):
     assert lines[-2:] == ["- ipo: seed 0 failed: why", "- a note"]
 
 
-def test_terminal_shows_what_fits_and_names_the_rest(comparison):
+def test_terminal_shows_everything_in_as_many_blocks_as_it_takes(comparison):
     def shown(width):
         console = Console(file=io.StringIO(), width=width)
         console.print(render.render_terminal(comparison, width))
@@ -88,8 +105,13 @@ def test_terminal_shows_what_fits_and_names_the_rest(comparison):
         text in wide for text in ("POPE F1", "CHAIR-s", "words", "85.1", "+5.1*", "[+3.0, +7.0]", "failed")
     )
     assert "! ipo: seed 0 failed: why" in wide
-    assert "Not shown here: CHAIR-s, words." in " ".join(narrow.split())
     assert all(len(line) <= 120 for line in wide.splitlines())
+    assert all(len(line) <= 40 for line in narrow.splitlines())
+    assert (wide.count("seeds"), narrow.count("seeds")) == (
+        1 + wide.count("seeds and"),
+        3 + wide.count("seeds and"),
+    )
+    assert all(text in narrow for text in ("POPE F1", "CHAIR-s", "words", "+5.1*"))
 
 
 def test_csv_has_every_cell_unrounded(comparison):
@@ -132,3 +154,12 @@ def test_hostile_names_stay_text(comparison):
     tex = render.render_latex(hostile)
     assert r"\$x\textasciicircum{}2\$\{\}\textbackslash{}\%\#\textasciitilde{}" in tex
     assert tex.splitlines()[1].startswith(r"\begin{tabular}")
+
+
+@pytest.mark.parametrize(
+    "evil", ["[x](http://evil)", "![x](http://evil/x.png)", "[x][y]", "[x]: http://evil"]
+)
+def test_no_text_is_a_link_in_markdown(evil):
+    assert not re.search(r"(?<!\\)\][(\[:]", render.markdown_text(evil))
+    assert render.markdown_text(evil).replace("\\", "") == evil
+    assert render.markdown_text("85.1 [83.0, 87.0]") == "85.1 [83.0, 87.0]"

@@ -14,10 +14,14 @@ from mllm_align.tables import examples
 from mllm_align.tables.compare import compare
 from mllm_align.tables.examples import Piece, mark
 from mllm_align.tables.figures import running_mean
-from mllm_align.tables.report import write_report
+from mllm_align.tables.report import write_page
 
 QUICK = {"draws": 300}
 EVIL = "<script>alert(1)</script> There is a cup. <img src=x onerror=alert(1)> $\\frac{1}$ {{ 7*7 }} \"'&"
+
+
+def write_report(runs, out, title="Runs", **options):
+    return write_page(compare(runs, **QUICK), out, title, **options)
 
 
 class Page(HTMLParser):
@@ -45,7 +49,7 @@ def report(tmp_path_factory):
     write_run(root, "dpo", "rlhf_v", answer=lambda example: EVIL, n=25, axes={"dataset": "<b>$x$</b>"})
     write_failed(root, "online_dpo", message="<script>alert(2)</script>")
     steps = [("again", "mllm-align train -m '<x>'")]
-    return write_report([root / "runs"], root / "page", "A <study> & more", next_steps=steps, **QUICK)
+    return write_report([root / "runs"], root / "page", "A <study> & more", next_steps=steps)
 
 
 def test_the_page_is_self_contained(report):
@@ -102,7 +106,6 @@ def test_the_same_records_give_the_same_files(report, tmp_path):
         report.parent,
         "A <study> & more",
         next_steps=[("again", "mllm-align train -m '<x>'")],
-        **QUICK,
     )
     first = {p.name: p.read_bytes() for p in sorted(again.parent.rglob("*")) if p.is_file()}
     write_report(
@@ -110,7 +113,6 @@ def test_the_same_records_give_the_same_files(report, tmp_path):
         report.parent,
         "A <study> & more",
         next_steps=[("again", "mllm-align train -m '<x>'")],
-        **QUICK,
     )
     assert first == {p.name: p.read_bytes() for p in sorted(again.parent.rglob("*")) if p.is_file()}
 
@@ -124,7 +126,7 @@ def test_a_report_of_failures_only_is_still_a_page(tmp_path):
 
 def test_a_baseline_alone_is_a_page(tmp_path):
     write_run(tmp_path, "none", "none", n=5)
-    html = write_report([tmp_path], tmp_path / "page", **QUICK).read_text()
+    html = write_report([tmp_path], tmp_path / "page").read_text()
     assert "None of these runs was trained" in html
 
 

@@ -1,6 +1,5 @@
 """From a table's config to its runs and files, as a shell starts it."""
 
-import csv
 import json
 import os
 import subprocess
@@ -57,13 +56,13 @@ def test_a_table_that_cannot_be_swept_is_refused(tmp_path, arguments, words):
 
 
 def test_a_table_without_runs_says_that_they_are_missing(tmp_path):
+    """And leaves an earlier table as it is."""
     done = mllm_align(tmp_path, "table", "table=table12", "seeds=[0,1]")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2
     assert "DPO: seed 1 missing: not run with these settings and this code" in done.stdout
-    with (tmp_path / "outputs/tables/table12/table.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["status"] for row in rows} == {"missing"}
-    assert len(rows) == 4 * 5
+    assert "none of the rows of table12 has been run" in done.stderr
+    assert "make table12" in done.stderr
+    assert not (tmp_path / "outputs/tables").exists()
 
 
 @pytest.mark.parametrize(
@@ -106,6 +105,9 @@ def test_a_table_of_ones_own_from_nothing(tmp_path):
     assert [file.read_text() for file in files] == planned
     other = mllm_align(tmp_path, "table", "--config-dir", "conf", "table=tiny", "seeds=[0,1]")
     assert "DPO: seed 1 missing" in other.stdout
+    assert "The sweep tiny was: mllm-align train" in other.stderr
+    assert "dataset.size=8" in other.stderr
+    assert [file.read_text() for file in files] == planned
 
 
 def test_a_sweep_that_varied_more_than_rows_and_seeds_is_no_table(tmp_path):

@@ -15,7 +15,7 @@ from mllm_align.paths import conf_dir
 from mllm_align.pipeline import plan_cell
 from mllm_align.record import RunRecord, read_record
 from mllm_align.store import write_json
-from mllm_align.tables import paper, render_study
+from mllm_align.tables import paper, render, render_study
 from mllm_align.tables.load import Run, benchmarks_in, find_run, load_run
 from mllm_align.tables.paper import Reported
 from mllm_align.tables.rows import Cell
@@ -234,7 +234,7 @@ def test_one_collapsed_seed_takes_the_figures_of_its_row(found, tmp_path):
     assert row(table, "DPO").cells == {}
     assert row(table, "IPO").cells["pope/f1"].difference is None
     told = "IPO: not compared with DPO, which has no figures (not stable (1 of 3 seeds))"
-    assert told in render_study.problems(table)
+    assert told in render.problems(table.comparison)
 
 
 def test_a_row_keeps_the_seeds_that_are_done(found, tmp_path):
@@ -269,12 +269,14 @@ def printed(table, width):
     return console.file.getvalue()
 
 
-def test_terminal_shows_what_fits_and_names_the_rest(table):
+def test_terminal_shows_everything_in_as_many_blocks_as_it_takes(table):
     wide, narrow = printed(table, 140), printed(table, 70)
     for text in ("A table", "against baseline", "88.09 ↑ agrees", "87.62 ↓ not significant", "words"):
         assert text in wide
-    assert "Not shown here: object recall, words." in " ".join(narrow.split())
     assert max(map(len, wide.splitlines())) <= 140
+    assert max(map(len, narrow.splitlines())) <= 70
+    assert (wide.count("A table"), narrow.count("A table")) == (1, 3)
+    assert all(text in narrow for text in ("POPE F1", "object recall", "words"))
     assert "Holm's correction for 4 comparisons" in " ".join(wide.split())
 
 

@@ -14,9 +14,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
-from mllm_align.annotators.base import Comparison, Judgement, Pairs, fill
+from mllm_align.annotators.base import Comparison, Judgement, Pairs
 from mllm_align.annotators.comparing import different, judgement
 from mllm_align.annotators.pairs import best_worst
 from mllm_align.api.client import Client, Question, Reply, Terms, Token
@@ -30,6 +31,7 @@ VERDICT = re.compile(
     re.IGNORECASE,
 )
 MARKS = " \t\n▁Ġ().:*\"'`["  # what tokenizers and models put around a letter
+SPACES = str.maketrans("▁ĠĊ", "  \n")  # as some tokenizers write them
 LARGEST = 20.0  # nats; endpoints write a probability of 0 as a log-probability of -9999
 
 
@@ -70,14 +72,6 @@ class ApiAnnotator:
             for group, pairs in zip(groups, made, strict=True)
         ]
 
-    def prefer(self, groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[Group]:
-        """The Groups with scores and preferences filled."""
-        return fill(groups, judgements, self.pairs)
-
-    def annotate(self, groups: Sequence[Group]) -> list[Group]:
-        """`prefer(groups, judge(groups))`."""
-        return self.prefer(groups, self.judge(groups))
-
     def report(self) -> dict[str, Any]:
         """What was asked, what it cost (`Client.report`), and the comparisons by unit and undecided ones."""
         names = (
@@ -100,10 +94,11 @@ class ApiAnnotator:
         for (i, j), (forward, backward) in pairs.items():
             if forward.vote and backward.vote:
                 self.counts["comparisons in log-odds" if odds else "comparisons in votes"] += 1
-                made.append(Comparison(i, j, _value(forward, odds), _value(backward, odds)))
+                unit = "log-odds" if odds else "votes"
+                made.append(Comparison(i, j, _value(forward, odds), _value(backward, odds), unit))
             else:
                 self.counts["comparisons undecided"] += 1
-                made.append(Comparison(i, j, 0.0, 0.0))
+                made.append(Comparison(i, j, 0.0, 0.0, "undecided"))
         return made
 
     def _tell(self, replies: Sequence[Reply], verdicts: Sequence[Verdict]) -> None:
@@ -137,13 +132,23 @@ def api(
 
 def verdict(reply: Reply) -> Verdict:
     """What an answer says. Its first line has to be the letter, alone or in a phrase that names it."""
-    lines = reply.text.strip().splitlines()
-    found = VERDICT.fullmatch(lines[0].strip()) if lines else None
+    text = reply.text.strip()
+    found = VERDICT.fullmatch(text.splitlines()[0].strip()) if text else None
     if found is None:
         return Verdict(0)
     vote = {"A": 1, "B": -1}[found["letter"].upper()]
-    place = next((t for t in reply.tokens or () if _letter(t.text) in ("A", "B")), None)
+    place = _token_at(reply.tokens or (), text, found.start("letter"))
     return Verdict(vote, None if place is None else log_odds(place))
+
+
+def _token_at(tokens: Sequence[Token], text: str, place: int) -> Token | None:
+    """The token that holds the character of `text` at `place`; None where the tokens do not spell the text."""
+    spelt = [token.text.translate(SPACES) for token in tokens]
+    start = "".join(spelt).find(text)
+    if start < 0:
+        return None
+    ends = accumulate(len(piece) for piece in spelt)
+    return next(token for token, end in zip(tokens, ends, strict=True) if start + place < end)
 
 
 def log_odds(place: Token) -> float | None:

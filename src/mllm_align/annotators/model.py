@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from mllm_align.annotators.base import Comparison, Judgement, Pairs, fill
+from mllm_align.annotators.base import Comparison, Judgement, Pairs
 from mllm_align.annotators.comparing import different, judgement
 from mllm_align.annotators.pairs import best_worst
 from mllm_align.compute.decoding import first_token_logprobs
-from mllm_align.models.load import Policy, load_policy, reference
+from mllm_align.models.load import Policy, load_policy, reference, without_image_token
 from mllm_align.records import Example, Group
 
 
@@ -38,18 +38,10 @@ class ModelAnnotator:
             made[g].append(Comparison(i, j, odds[n], odds[n + len(asked)]))
         return [judgement(len(group.responses), made[g]) for g, group in enumerate(groups)]
 
-    def prefer(self, groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[Group]:
-        """The Groups with scores and preferences filled."""
-        return fill(groups, judgements, self.pairs)
-
-    def annotate(self, groups: Sequence[Group]) -> list[Group]:
-        """`prefer(groups, judge(groups))`."""
-        return self.prefer(groups, self.judge(groups))
-
     def _question(self, group: Group, a: int, b: int) -> Example:
         example, responses = group.example, group.responses
-        prompt = self.template.format(question=example.prompt, a=responses[a].text, b=responses[b].text)
-        return replace(example, prompt=prompt)
+        one, two = (without_image_token(self.policy.processor, responses[i].text) for i in (a, b))
+        return replace(example, prompt=self.template.format(question=example.prompt, a=one, b=two))
 
     def _log_odds(self, questions: Sequence[Example]) -> list[float]:
         if not questions:

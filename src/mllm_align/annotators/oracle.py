@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.annotators.base import Judgement, Pairs, fill
+from mllm_align.annotators.base import Judgement, Pairs
 from mllm_align.annotators.pairs import best_worst
 from mllm_align.records import Example, Group
 from mllm_align.scenes.oracle import score
@@ -37,14 +37,6 @@ class OracleAnnotator:
     def judge(self, groups: Sequence[Group]) -> list[Judgement]:
         """One Judgement a Group. Raises ValueError for an Example whose scene is not known."""
         return [Judgement(tuple(self._scores(group))) for group in groups]
-
-    def prefer(self, groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[Group]:
-        """The Groups with scores and preferences filled."""
-        return fill(groups, judgements, self.pairs)
-
-    def annotate(self, groups: Sequence[Group]) -> list[Group]:
-        """`prefer(groups, judge(groups))`."""
-        return self.prefer(groups, self.judge(groups))
 
     def _scores(self, group: Group) -> list[float]:
         example = group.example

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mllm_align.annotators.base import Judgement, Pairs, fill
+from mllm_align.annotators.base import Judgement, Pairs
 from mllm_align.annotators.pairs import best_worst
 from mllm_align.models.heads import REWARD_HEAD, load_head, reward_scores
 from mllm_align.models.load import Policy, load_policy
@@ -28,14 +28,6 @@ class RewardAnnotator:
         """One Judgement a Group, in order. Equal texts score the same."""
         scores = reward_scores(self.policy, groups, self.batch_size, self.max_length)
         return [Judgement(values) for values in scores]
-
-    def prefer(self, groups: Sequence[Group], judgements: Sequence[Judgement]) -> list[Group]:
-        """The Groups with scores and preferences filled."""
-        return fill(groups, judgements, self.pairs)
-
-    def annotate(self, groups: Sequence[Group]) -> list[Group]:
-        """`prefer(groups, judge(groups))`."""
-        return self.prefer(groups, self.judge(groups))
 
 
 def reward_model(

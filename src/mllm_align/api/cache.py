@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,12 @@ def write(folder: Path, key: str, entry: dict[str, Any]) -> None:
     """Atomic and durable, also with several machines on one file system: the temporary name is unique."""
     file = path(folder, key)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, prefix=".", suffix=".tmp", delete=False
-    ) as temporary:
-        json.dump(entry, temporary, indent=1, ensure_ascii=False)
-        temporary.flush()
-        os.fsync(temporary.fileno())
-    os.replace(temporary.name, file)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    with temporary.open("x", encoding="utf-8") as opened:
+        json.dump(entry, opened, indent=1, ensure_ascii=False)
+        opened.flush()
+        os.fsync(opened.fileno())
+    os.replace(temporary, file)
 
 
 def asking(folder: Path, key: str) -> FileLock:

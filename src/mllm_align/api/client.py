@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mllm_align.api import cache
-from mllm_align.api.spending import Budget, Purse, Usage
+from mllm_align.api.spending import Bill, Budget, Purse, Usage
 from mllm_align.fingerprints import digest
 from mllm_align.records import ImageRef
 from mllm_align.redact import VARIABLE
@@ -75,13 +75,14 @@ class Token:
 class Reply:
     """`tokens` is None where the endpoint gave no log-probabilities; `refused` by a filter of contents.
 
-    `model` is the version that answered, as the endpoint names it.
+    `model` is the version that answered, as the endpoint names it, `finish` why it ended ("stop", "length").
     """
 
     text: str
     tokens: tuple[Token, ...] | None = None
     refused: bool = False
     model: str | None = None
+    finish: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,11 @@ class Terms:
     """How an endpoint is asked: nothing here changes an answer.
 
     `api_key_env` names the environment variable that holds the key (None: the endpoint wants none), `cache` is
-    a folder, `timeout` is in seconds for one attempt, `retries` counts the attempts after the first.
+    a folder (None: answers are not kept, and cost nothing), `timeout` is in seconds for one attempt, `retries`
+    counts the attempts after the first.
     """
 
-    cache: str
+    cache: str | None
     api_key_env: str | None
     budget: Budget = field(default_factory=Budget)
     concurrency: int = 4
@@ -105,6 +107,8 @@ class Terms:
                 f"concurrency={self.concurrency}, timeout={self.timeout}, retries={self.retries}: at least one "
                 "question at once, a time limit above 0 and no fewer than 0 retries are needed"
             )
+        if self.cache is None and self.budget.capped:
+            raise ValueError("what was spent is noted in the cache: name a folder as `cache`, or set no cap")
 
 
 class Client:
@@ -128,7 +132,6 @@ class Client:
             raise ValueError(f"image_format is {image_format!r}; choose png or jpeg")
         self.base_url, self.model, self.terms = base_url, model, terms
         self.settings, self.image_format = dict(settings), image_format
-        self.folder = Path(terms.cache)
         self._key = key_of(terms.api_key_env, base_url)
         self._openai = _openai()
         self._client = self._openai.OpenAI(
@@ -138,7 +141,7 @@ class Client:
             timeout=terms.timeout,
             max_retries=terms.retries,
         )
-        self._purse = Purse(self.folder, model, terms.budget)
+        self._purse = None if terms.cache is None else Purse(Path(terms.cache), model, terms.budget)
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -164,7 +167,8 @@ class Client:
         """
         with self._lock:
             counts = dict(self._counts)
-        here, total, priced = self._purse.here, self._purse.total, self.terms.budget.priced
+        here, total = (self._purse.here, self._purse.total) if self._purse else (Bill(), Bill())
+        priced = self.terms.budget.priced
         return {
             "requests": counts.get("requests", 0),
             "cached": counts.get("cached", 0),
@@ -188,14 +192,17 @@ class Client:
 
     def _answer(self, question: Question) -> Reply:
         image = None if question.image is None else question.image.load()
+        if self._purse is None:
+            self._count("requests")
+            return self._send(question, image)[0]
         asked = self._asked(question, image)
-        key = digest(asked)
-        if (known := self._known(key)) is not None:
+        key, folder = digest(asked), self._purse.file.parent
+        if (known := self._known(folder, key)) is not None:
             return known
-        with cache.asking(self.folder, key):
-            if (known := self._known(key)) is not None:
+        with cache.asking(folder, key):
+            if (known := self._known(folder, key)) is not None:
                 return known
-            return self._pay_for(question, image, asked, key)
+            return self._pay_for(self._purse, question, image, asked)
 
     def _asked(self, question: Question, image: Image | None) -> dict[str, Any]:
         """What decides the answer. Pixels count, not their encoding, which differs between library versions."""
@@ -208,21 +215,22 @@ class Client:
             **({"draw": question.draw} if question.draw else {}),
         }
 
-    def _known(self, key: str) -> Reply | None:
-        entry = cache.read(self.folder, key)
+    def _known(self, folder: Path, key: str) -> Reply | None:
+        entry = cache.read(folder, key)
         if entry is None:
             return None
         self._count("cached")
         return reply_from(entry["reply"])
 
-    def _pay_for(self, question: Question, image: Image | None, asked: dict[str, Any], key: str) -> Reply:
-        with self._purse.asking():
+    def _pay_for(self, purse: Purse, question: Question, image: Image | None, asked: dict[str, Any]) -> Reply:
+        with purse.asking():
             self._count("requests")
             reply, usage = self._send(question, image)
             counted = None if usage is None else asdict(usage)
-            cache.write(self.folder, key, {"asked": asked, "reply": asdict(reply), "usage": counted})
+            entry = {"asked": asked, "reply": asdict(reply), "usage": counted}
+            cache.write(purse.file.parent, digest(asked), entry)
             if usage is not None:
-                self._purse.pay(usage)
+                purse.pay(usage)
         if reply.refused:
             self._count("refused")
         elif usage is None and self.terms.budget.capped:
@@ -321,7 +329,12 @@ def reply_of(completion: Any) -> Reply:
             Token(t.token, t.logprob, tuple((o.token, o.logprob) for o in t.top_logprobs or ()))
             for t in listed
         )
-    return Reply(choice.message.content or "", tokens, model=getattr(completion, "model", None))
+    return Reply(
+        choice.message.content or "",
+        tokens,
+        model=getattr(completion, "model", None),
+        finish=getattr(choice, "finish_reason", None),
+    )
 
 
 def reply_from(entry: Mapping[str, Any]) -> Reply:
@@ -329,7 +342,7 @@ def reply_from(entry: Mapping[str, Any]) -> Reply:
     tokens = entry["tokens"]
     if tokens is not None:
         tokens = tuple(Token(t["text"], t["logprob"], tuple((o, p) for o, p in t["top"])) for t in tokens)
-    return Reply(entry["text"], tokens, entry["refused"], entry.get("model"))
+    return Reply(entry["text"], tokens, entry["refused"], entry.get("model"), entry.get("finish"))
 
 
 def usage_of(completion: Any) -> Usage | None:

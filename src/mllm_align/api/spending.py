@@ -7,6 +7,8 @@ that share the folder together, now and later: a sweep of nine runs spends once 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock
+
+log = logging.getLogger(__name__)
 
 MILLION = 1_000_000
 
@@ -133,10 +137,13 @@ class Purse:
     def pay(self, usage: Usage) -> None:
         """Note an answer's cost, for every process to see."""
         bill = self.budget.bill(usage)
-        line = json.dumps({"model": self.model, **asdict(bill)}) + "\n"
+        line = json.dumps({"model": self.model, **asdict(bill)}).encode() + b"\n"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self._lock, FileLock(self.file.with_suffix(".lock")):
-            with self.file.open("a", encoding="utf-8") as file:
+            with self.file.open("a+b") as file:
+                if file.tell():  # a process that was killed in the middle of its line has not ended it
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read() == b"\n" else b"\n" + line
                 file.write(line)
             self.here += bill
             self._look()
@@ -157,9 +164,8 @@ class Purse:
             entry = json.loads(line)
             bill = Bill(**{name: entry[name] for name in asdict(self.total)})
         except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{self.file}: the line {line[:80]!r} is damaged; remove it (its cost is then not counted)"
-            ) from None
+            log.warning("%s: the line %r is damaged; its cost is not counted", self.file, line[:80])
+            return
         self.total += bill
         if entry["model"] == self.model:
             self._dearest_money = max(self._dearest_money, bill.money)

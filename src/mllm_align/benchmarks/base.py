@@ -20,6 +20,7 @@ from mllm_align.records import Example
 from mllm_align.store import write_json, write_text
 
 if TYPE_CHECKING:
+    from mllm_align.api.generation import Server
     from mllm_align.models.load import Policy
 
 Prediction = Mapping[str, Any]
@@ -61,15 +62,12 @@ class Benchmark(Protocol):
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, Array]:
         """Metrics from summed counts (any shape, the same for all)."""
 
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The score of each item by its id, 1 best and 0 worst."""
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Every metric, with `n` (items) and `images`. Raises ValueError without predictions."""
-
 
 def score(benchmark: Benchmark, predictions: Sequence[Prediction]) -> dict[str, float]:
-    """The metrics of one prediction file as plain numbers."""
+    """The metrics of one prediction file as plain numbers, with `n` (items) and `images`.
+
+    Raises ValueError without predictions.
+    """
     counts = benchmark.counts(predictions)
     values = {name: float(value) for name, value in benchmark.metrics(counts.totals()).items()}
     return {**values, "n": float(len(predictions)), "images": float(len(counts.images))}
@@ -102,12 +100,15 @@ def finish(
     return rows
 
 
-def written(policy: Policy, benchmark: Benchmark, batch_size: int) -> list[dict[str, Any]]:
-    """The prediction rows of greedy answers; questions about one image share its prefill."""
-    from mllm_align.compute.shared import answers
+def written(policy: Policy | Server, benchmark: Benchmark, batch_size: int) -> list[dict[str, Any]]:
+    """The prediction rows of greedy answers; our own decoder shares an image's prefill among its questions."""
+    examples, longest = benchmark.examples(), benchmark.max_new_tokens
+    if hasattr(policy, "answers"):  # a server, which decodes by itself
+        responses = policy.answers(examples, longest)
+    else:
+        from mllm_align.compute.shared import answers
 
-    examples = benchmark.examples()
-    responses = answers(policy, examples, max_new_tokens=benchmark.max_new_tokens, batch_size=batch_size)
+        responses = answers(policy, examples, max_new_tokens=longest, batch_size=batch_size)
     return [
         {
             "id": example.id,

@@ -20,7 +20,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.records import Example
@@ -29,6 +28,13 @@ from mllm_align.scenes.text import yes_no_prompt
 from mllm_align.scenes.world import KINDS, Scene, plausibility, popularity, rng_for, sample_scene
 
 SPLITS = ("random", "popular", "adversarial")
+SHOWN = (
+    Metric("f1", "POPE F1", +1, main=True),
+    Metric("accuracy", "POPE accuracy", +1),
+    Metric("adversarial_f1", "POPE adv. F1", +1, main=True),
+    Metric("yes_ratio", "predicted yes"),
+    Metric("valid", "POPE valid", +1),
+)
 _FIRST_WORD = re.compile(r"[^\W\d_]+")
 # What was answered and what is true: hit yes/yes, alarm yes/no, miss no/yes, pass no/no, bad_* invalid.
 _OUTCOMES = ("hit", "alarm", "miss", "pass", "bad_yes", "bad_no")
@@ -58,13 +64,7 @@ class Pope:
     per_kind: int = 3
     max_new_tokens: int = 4
 
-    shown: ClassVar[tuple[Metric, ...]] = (
-        Metric("f1", "POPE F1", +1, main=True),
-        Metric("accuracy", "POPE accuracy", +1),
-        Metric("adversarial_f1", "POPE adv. F1", +1, main=True),
-        Metric("yes_ratio", "predicted yes"),
-        Metric("valid", "POPE valid", +1),
-    )
+    shown: ClassVar[tuple[Metric, ...]] = SHOWN
 
     def examples(self) -> list[Example]:
         return [q for i in range(self.n) for q in pope_questions(sample_scene(self.split, i), self.per_kind)]
@@ -78,12 +78,6 @@ class Pope:
         by_split = {s: _split_metrics({o: totals[f"{s}/{o}"] for o in _OUTCOMES}) for s in SPLITS}
         means = {m: np.mean([by_split[s][m] for s in SPLITS], axis=0) for m in by_split["random"]}
         return means | {f"{s}_{m}": value for s in SPLITS for m, value in by_split[s].items()}
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: float(yes_or_no(row["prediction"]) == row["truth"]) for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
 
 
 def pope_questions(scene: Scene, per_kind: int) -> list[Example]:

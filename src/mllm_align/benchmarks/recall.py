@@ -9,11 +9,10 @@ mentions none. A description is valid when it names at least one object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.records import Example
@@ -22,15 +21,22 @@ from mllm_align.scenes.oracle import mentioned_objects, present_objects
 from mllm_align.scenes.text import DESCRIBE_PROMPTS
 from mllm_align.scenes.world import Scene, sample_scene
 
-_COUNTED = (
-    "named",
-    "present",
+SHOWN = (
+    Metric("chair_s", "CHAIR-s", -1, main=True),
+    Metric("recall", "object recall", +1, main=True),
+    Metric("chair_i", "CHAIR-i", -1, main=True),
+    Metric("words", "words", main=True, percent=False),
+    Metric("valid", "descriptions valid", +1),
+)
+COUNTED = (
+    "hallucinated",
+    "descriptions",
     "false_mentions",
     "mentions",
-    "hallucinated",
+    "named",
+    "present",
     "words",
     "valid",
-    "descriptions",
 )
 
 
@@ -43,35 +49,16 @@ class Recall:
     prompt: str = DESCRIBE_PROMPTS[0]
     max_new_tokens: int = 160
 
-    shown: ClassVar[tuple[Metric, ...]] = (
-        Metric("chair_s", "CHAIR-s", -1, main=True),
-        Metric("recall", "object recall", +1, main=True),
-        Metric("chair_i", "CHAIR-i", -1, main=True),
-        Metric("words", "words", main=True, percent=False),
-        Metric("valid", "descriptions valid", +1),
-    )
+    shown: ClassVar[tuple[Metric, ...]] = SHOWN
 
     def examples(self) -> list[Example]:
         return [describe_question(sample_scene(self.split, i), self.prompt) for i in range(self.n)]
 
     def counts(self, predictions: Sequence[Prediction]) -> Counts:
-        return sum_by_image(((row["image"], item_counts(row)) for row in predictions), _COUNTED)
+        return sum_by_image(((row["image"], item_counts(row)) for row in predictions), COUNTED)
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, Array]:
-        return {
-            "chair_s": ratio(totals["hallucinated"], totals["descriptions"]),
-            "chair_i": ratio(totals["false_mentions"], totals["mentions"]),
-            "recall": ratio(totals["named"], totals["present"]),
-            "words": ratio(totals["words"], totals["descriptions"]),
-            "valid": ratio(totals["valid"], totals["descriptions"]),
-        }
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """1 for a description without a hallucinated object, else 0."""
-        return {row["id"]: 1.0 - item_counts(row)["hallucinated"] for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
+        return rates(totals)
 
 
 def describe_question(scene: Scene, prompt: str) -> Example:
@@ -86,16 +73,32 @@ def describe_question(scene: Scene, prompt: str) -> Example:
 
 def item_counts(row: Prediction) -> dict[str, float]:
     """What one description adds to the sums."""
-    truth = set(row["truth"])
     mentions = [mention.kind for mention in mentioned_objects(row["prediction"])]
-    false = sum(kind not in truth for kind in mentions)
+    return counted(row["prediction"], mentions, row["truth"])
+
+
+def counted(description: str, mentions: Sequence[str], truth: Iterable[str]) -> dict[str, float]:
+    """COUNTED of one description that mentions these objects, in order, of an image that has those of `truth`."""
+    there = set(truth)
+    false = sum(name not in there for name in mentions)
     return {
-        "named": float(len(truth & set(mentions))),
-        "present": float(len(truth)),
+        "hallucinated": float(false > 0),
+        "descriptions": 1.0,
         "false_mentions": float(false),
         "mentions": float(len(mentions)),
-        "hallucinated": float(false > 0),
-        "words": float(len(row["prediction"].split())),
+        "named": float(len(there & set(mentions))),
+        "present": float(len(there)),
+        "words": float(len(description.split())),
         "valid": float(bool(mentions)),
-        "descriptions": 1.0,
+    }
+
+
+def rates(totals: Mapping[str, Array]) -> dict[str, Array]:
+    """CHAIR-s, CHAIR-i, recall, mean words and the valid share, from sums of COUNTED."""
+    return {
+        "chair_s": ratio(totals["hallucinated"], totals["descriptions"]),
+        "chair_i": ratio(totals["false_mentions"], totals["mentions"]),
+        "recall": ratio(totals["named"], totals["present"]),
+        "words": ratio(totals["words"], totals["descriptions"]),
+        "valid": ratio(totals["valid"], totals["descriptions"]),
     }

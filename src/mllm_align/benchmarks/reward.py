@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.datasets.parquet import read_groups
@@ -75,12 +74,6 @@ class RewardAccuracy:
             "ties": ratio(totals["tied"], totals["asked"]),
             "longer": ratio(totals["longer"], totals["unlike"]),
         }
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: _counted(row)["right"] for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
 
 
 def _row(group: Group, scores: Sequence[float]) -> dict[str, Any]:

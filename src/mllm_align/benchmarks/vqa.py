@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.records import Example
@@ -39,7 +38,8 @@ _VALID = {
 def normal(answer: str) -> str:
     """The words that count: "At the Top left." -> "top left", "2" -> "two", "left, top" -> "left and top"."""
     words = re.findall(r"\w+", answer.lower().replace(",", " and "))
-    kept = [_NUMBER_WORDS.get(word, word) for word in words if word not in _DROPPED]
+    words = [word for word in words if word not in _DROPPED] or words  # a sign can read THE
+    kept = [_NUMBER_WORDS.get(word, word) for word in words]
     return re.sub(r"\band(?: and)+\b", "and", " ".join(kept))
 
 
@@ -85,12 +85,6 @@ class Vqa:
             **by_kind,
             "valid": ratio(np.sum(valid_by_kind, axis=0), kinds),
         }
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: float(right(row["prediction"], row["truth"])) for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
 
 
 def vqa_questions(scene: Scene) -> list[Example]:

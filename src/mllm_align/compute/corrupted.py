@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mllm_align.compute.attention import ForkCache
 from mllm_align.compute.attention import prepared as stand_in
-from mllm_align.compute.decoding import Start, forward, grow, inference, stop_tokens, stream
+from mllm_align.compute.decoding import Start, grow, inference, read, rows_at_once, stop_tokens, stream
 from mllm_align.compute.packing import encode_prompts
 from mllm_align.compute.pieces import (
     check_image_tokens,
@@ -36,8 +36,6 @@ from mllm_align.records import Example
 
 # Images that go through the vision tower together: an AnyRes image is up to five tiles, each an image to it.
 IMAGES_AT_ONCE = 8
-# Tokens that go through the language model together when prompts are read: more only takes memory.
-TOKENS_AT_ONCE = 8192
 
 # Which image tokens of a row are seen, (image tokens,) bool; None: all of them.
 Visible = np.ndarray | None
@@ -191,7 +189,7 @@ def forced_argmax(
 ) -> list[tuple[int, ...]]:
     """For every token of an answer, the likeliest one after the prompt and the answer's tokens before it.
 
-    `tokens` has the answer to each of `rows`; one pass over all of them, every image token visible.
+    `tokens` has the answer to each of `rows`; one pass over each of them, every image token visible.
     """
     if not rows:
         return []
@@ -200,12 +198,12 @@ def forced_argmax(
     ]
     with inference(policy.model):
         embeds, places = _batch(policy.model, prepared, whole)
-        hidden = _causal(policy.model, embeds, places)
-        # The answer's first token is predicted by the prompt's last.
-        states = [
-            h[row.prompt - 1 : row.prompt - 1 + len(ids)]
-            for h, row, ids in zip(hidden, whole, tokens, strict=True)
-        ]
+        states = []
+        for own in rows_at_once(embeds):
+            hidden = _causal(policy.model, embeds[own], places[own])
+            for h, i in zip(hidden, own.tolist(), strict=True):
+                first = whole[i].prompt - 1  # the answer's first token is predicted by the prompt's last
+                states.append(h[first : first + len(tokens[i])])
         best = lm_head(policy.model)(torch.cat(states)).argmax(-1).split([len(s) for s in states])
     return [tuple(ids.tolist()) for ids in best]
 
@@ -304,7 +302,7 @@ def _prefill(
     starts = _padded([[fork.start for fork in a.forks] for a in attempts], 0).to(device)  # (B, k)
     seen = torch.arange(embeds.shape[1], device=device) < (prompt + starts)[..., None]  # (B, k, L)
     last = prompt + starts - 1  # the last token that a fork sees
-    states, cache = _read(model, embeds, places, seen, last)
+    states, cache = read(model, embeds, places, seen, last)
     start = Start(
         logits=lm_head(model)(states).float(),
         # A prompt ends with text, whose position is the same on every axis.
@@ -314,23 +312,6 @@ def _prefill(
         exists=_padded([[1] * len(a.forks) for a in attempts], 0).bool().to(device),
     )
     return start, cache
-
-
-def _read(
-    model: Any, embeds: torch.Tensor, places: torch.Tensor, seen: torch.Tensor, last: torch.Tensor
-) -> tuple[torch.Tensor, ForkCache]:
-    """Hidden states (B, k, hidden) of the tokens at `last`, and the keys and values of the whole rows, which are
-    read some at a time.
-    """
-    rows = max(1, TOKENS_AT_ONCE // embeds.shape[1])
-    states, parts = [], []
-    for own in torch.arange(len(embeds), device=embeds.device).split(rows):
-        parts.append(ForkCache(seen[own]))
-        hidden = forward(model, embeds[own], places[own], parts[-1])
-        states.append(hidden.gather(1, last[own][..., None].expand(-1, -1, hidden.shape[-1])))
-    cache = ForkCache(seen)
-    cache.take(parts)
-    return torch.cat(states), cache
 
 
 def _draws(name: str, forks: Sequence[Fork], seed: int, steps: int) -> np.ndarray:

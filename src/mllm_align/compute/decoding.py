@@ -32,6 +32,8 @@ from mllm_align.records import Example, Response
 
 # Prompts of so many batches are encoded together and sorted by length, so that a batch has little padding.
 BATCHES_SORTED = 4
+# Tokens that go through the language model together when prompts are read: more only takes memory.
+TOKENS_AT_ONCE = 8192
 # Finished prompts, and forks, leave the batch when this share of it is done; less would copy the cache too often.
 DONE_SHARE = 0.2
 
@@ -54,9 +56,9 @@ def generate(
     that much probability. A response ends with the end token, which is in its `token_ids` and not in its
     `text`, or after `max_new_tokens`.
     """
-    if k < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+    if min(k, max_new_tokens, batch_size) < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
-            f"k={k} and max_new_tokens={max_new_tokens} must be positive, "
+            f"k={k}, max_new_tokens={max_new_tokens} and batch_size={batch_size} must be positive, "
             f"temperature={temperature} not negative and top_p={top_p} in (0, 1]."
         )
     stops = stop_tokens(policy)
@@ -147,11 +149,31 @@ def _select(prompts: Prompts, rows: list[int], width: int) -> Prompts:
 
 def _prefill(model: Any, prompts: Prompts) -> tuple[torch.Tensor, ForkCache]:
     """Logits after each prompt (B, V) float32, and the cache that its forks go on from."""
-    cache = ForkCache(prompts.prompt_mask)
+    last = prompts.prompt_mask.sum(1, keepdim=True) - 1  # (B, 1)
     embeds = embed_prompts(model, prompts)
-    hidden = forward(model, embeds, prompts.positions, cache)
-    last = prompts.prompt_mask.sum(1) - 1
-    return lm_head(model)(hidden[torch.arange(len(hidden), device=last.device), last]).float(), cache
+    states, cache = read(model, embeds, prompts.positions, prompts.prompt_mask, last)
+    return lm_head(model)(states[:, 0]).float(), cache
+
+
+def read(
+    model: Any, embeds: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor, last: torch.Tensor
+) -> tuple[torch.Tensor, ForkCache]:
+    """Hidden states (B, k, hidden) of the tokens at `last` (B, k), and the keys and values of the whole rows, of which
+    forks see those that are `seen`, (B, L) or (B, k, L). The rows are read some at a time.
+    """
+    states, parts = [], []
+    for own in rows_at_once(embeds):
+        parts.append(ForkCache(seen[own]))
+        hidden = forward(model, embeds[own], positions[own], parts[-1])
+        states.append(hidden.gather(1, last[own][..., None].expand(-1, -1, hidden.shape[-1])))
+    cache = ForkCache(seen)
+    cache.take(parts)
+    return torch.cat(states), cache
+
+
+def rows_at_once(embeds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Numbers of the rows of (B, L, hidden) that are read together, for all of them."""
+    return torch.arange(len(embeds), device=embeds.device).split(max(1, TOKENS_AT_ONCE // embeds.shape[1]))
 
 
 def forward(model: Any, embeds: torch.Tensor, positions: torch.Tensor, cache: ForkCache) -> torch.Tensor:

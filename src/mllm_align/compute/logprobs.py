@@ -20,43 +20,46 @@ from mllm_align.compute.pieces import decode, embed_prompts, embed_tokens, lm_he
 LOGITS_AT_ONCE = 2**25
 
 
-def response_logprobs(
-    model: Any, batch: Batch, *, image_features: tuple[torch.Tensor, ...] | None = None
-) -> torch.Tensor:
+def response_logprobs(model: Any, batch: Batch) -> torch.Tensor:
     """log p(token | prompt, earlier response tokens) of every response token: (B, k, R) float32, 0 at
     padding.
 
-    Gradients flow to whatever is trained. `image_features` (from `pieces.image_features`) spares the vision
-    tower. The model may be wrapped by PEFT, in train mode and under gradient checkpointing.
+    Gradients flow to whatever is trained. The model may be wrapped by PEFT, in train mode and under gradient
+    checkpointing.
     """
-    return logprobs_and_states(model, batch, image_features=image_features)[0]
+    values, _, places = _predicted(model, batch)
+    return values.new_zeros(batch.response_ids.shape).index_put(places, values)
 
 
-def logprobs_and_states(
-    model: Any, batch: Batch, *, image_features: tuple[torch.Tensor, ...] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def logprobs_and_states(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """`response_logprobs` and the hidden states that each token is predicted from, by one forward pass.
 
     -> (B, k, R) float32, (B, k, R, hidden): 0 at padding. The state of token t has seen the tokens before t,
     so a head on it is a value function of the state that the token is an action in.
     """
-    hidden = _packed_forward(model, batch, image_features, fed=batch.response_ids[..., :-1])
-    rows, places, tokens = batch.response_mask.nonzero(as_tuple=True)
-    states = hidden[rows, predictors(batch)[rows, places, tokens]]  # (n, hidden)
-    values = token_logprobs(lm_head(model), states, batch.response_ids[rows, places, tokens])
+    values, states, places = _predicted(model, batch)
     shape = batch.response_ids.shape
-    logprobs = values.new_zeros(shape).index_put((rows, places, tokens), values)
-    return logprobs, states.new_zeros(*shape, states.shape[-1]).index_put((rows, places, tokens), states)
+    logprobs = values.new_zeros(shape).index_put(places, values)
+    return logprobs, states.new_zeros(*shape, states.shape[-1]).index_put(places, states)
 
 
-def final_states(
-    model: Any, batch: Batch, *, image_features: tuple[torch.Tensor, ...] | None = None
-) -> torch.Tensor:
+def _predicted(
+    model: Any, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of the n response tokens log-probability (n,), hidden state before (n, hidden), and place in (B, k, R)."""
+    hidden = _packed_forward(model, batch, fed=batch.response_ids[..., :-1])
+    rows, forks, tokens = batch.response_mask.nonzero(as_tuple=True)
+    states = hidden[rows, predictors(batch)[rows, forks, tokens]]
+    values = token_logprobs(lm_head(model), states, batch.response_ids[rows, forks, tokens])
+    return values, states, (rows, forks, tokens)
+
+
+def final_states(model: Any, batch: Batch) -> torch.Tensor:
     """The hidden state at each response's last token (its end token, where it has one): (B, k, hidden).
 
     It has seen the whole response: what a reward head reads. 0 for a missing response.
     """
-    hidden = _packed_forward(model, batch, image_features, fed=batch.response_ids)
+    hidden = _packed_forward(model, batch, fed=batch.response_ids)
     forks, width = batch.response_ids.shape[1:]
     lengths = batch.response_mask.sum(-1)  # (B, k)
     starts = batch.prompt_ids.shape[1] + width * torch.arange(forks, device=lengths.device)  # (k,)
@@ -65,14 +68,12 @@ def final_states(
     return states * (lengths > 0)[..., None]
 
 
-def _packed_forward(
-    model: Any, batch: Batch, features: tuple[torch.Tensor, ...] | None, fed: torch.Tensor
-) -> torch.Tensor:
+def _packed_forward(model: Any, batch: Batch, fed: torch.Tensor) -> torch.Tensor:
     """Hidden states of packed rows [prompt | fed tokens of each response]: fed (B, k, W) -> (B, P + k W,
     hidden).
     """
     rows, forks, width = fed.shape
-    prompt = embed_prompts(model, batch, features)
+    prompt = embed_prompts(model, batch)
     inputs = fed.reshape(rows, -1)  # (B, k W)
     embeds = torch.cat([prompt, embed_tokens(model, inputs).to(prompt.dtype)], dim=1)
     mask = response_mask(batch.prompt_mask, forks, width, embeds.dtype)

@@ -9,6 +9,7 @@ response that brings `token_ids` (one that a policy sampled) is used as it is, e
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -17,8 +18,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from mllm_align.models.families import Family, of_processor
-from mllm_align.models.load import answer_lead, end_token, prompt_text
+from mllm_align.models.load import answer_lead, end_token, prompt_text, without_image_token
 from mllm_align.records import Example, Group, Response
+
+# Prompts that `check_prompts` reads with their images.
+LOOKED_AT = 16
 
 Tensors = TypeVar("Tensors", "Prompts", "Batch")
 
@@ -353,20 +357,37 @@ def _cut(
 ) -> tuple[list[list[list[int]]], int]:
     if max_length is None:
         return rows, 0
+    _check_room(lengths, ids, max_length)
+    room = [max_length - length for length in lengths]
+    truncated = sum(len(r) > space for row, space in zip(rows, room, strict=True) for r in row)
+    return [[r[:space] for r in row] for row, space in zip(rows, room, strict=True)], truncated
+
+
+def _check_room(lengths: Sequence[int], ids: Sequence[str], max_length: int) -> None:
     for length, name in zip(lengths, ids, strict=True):
         if length >= max_length:
             raise ValueError(
                 f"example {name}: the prompt with its image takes {length} tokens and max_length is "
                 f"{max_length}; raise max_length (images and prompts are never cut)."
             )
-    room = [max_length - length for length in lengths]
-    truncated = sum(len(r) > space for row, space in zip(rows, room, strict=True) for r in row)
-    return [[r[:space] for r in row] for row, space in zip(rows, room, strict=True)], truncated
+
+
+def check_prompts(examples: Sequence[Example], processor: Any, max_length: int | None) -> None:
+    """Raises ValueError for a prompt that leaves no room below `max_length`, as `collate` would later.
+
+    To count an image's tokens it has to be read, so only the prompts with the longest texts are looked at: a shorter
+    one with a larger image may still be too long.
+    """
+    if max_length is not None:
+        longest = heapq.nlargest(LOOKED_AT, examples, key=lambda example: len(example.prompt))
+        prompts = encode_prompts(longest, processor)
+        _check_room(prompts.prompt_mask.sum(1).tolist(), prompts.ids, max_length)
 
 
 def text_of(token_ids: Sequence[int], processor: Any) -> str:
-    """The answer that `token_ids` spell, without special tokens and outer space."""
-    return processor.tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+    """The answer that `token_ids` spell, without special tokens, spelt-out image tokens and outer space."""
+    text = processor.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    return without_image_token(processor, text).strip()
 
 
 def as_response(token_ids: Sequence[int], processor: Any, source: str) -> Response:

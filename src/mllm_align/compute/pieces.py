@@ -56,13 +56,11 @@ def image_features(model: Any, prompts: HasPrompts) -> tuple[torch.Tensor, ...]:
     return tuple(of_model(model).features(unwrap(model), pixels))
 
 
-def embed_prompts(
-    model: Any, prompts: HasPrompts, features: tuple[torch.Tensor, ...] | None = None
-) -> torch.Tensor:
+def embed_prompts(model: Any, prompts: HasPrompts) -> torch.Tensor:
     """Embeddings of the prompt tokens with the image features in place of the image tokens: (B, P,
     hidden).
     """
-    features = image_features(model, prompts) if features is None else features
+    features = image_features(model, prompts)
     here = prompts.prompt_ids == unwrap(model).config.image_token_id  # (B, P)
     rows = [features[i] for i in prompts.image_index.tolist()]
     check_image_tokens(here.sum(1).tolist(), [len(f) for f in rows])

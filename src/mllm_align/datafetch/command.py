@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mllm_align.datafetch.catalogue import Item, items_of
-from mllm_align.datafetch.download import Hub, HuggingFace, Unreachable, Wrong, fetch, in_words
+from mllm_align.datafetch.download import Hub, HuggingFace, Refused, Unreachable, Wrong, fetch, in_words
 
+SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 AXES = ("dataset", "base_model", "benchmark", "similarity")
 # What this wrote where; hidden, so that it is no part of what a folder's content is keyed by.
 NOTE = ".fetched.json"
@@ -118,7 +120,7 @@ def get(items: Sequence[tuple[Path, Item]], hub: Hub, tell: Callable[[str], None
                 tell(f"there, but not compared with what is published: {folder}")
             else:
                 missing.append((folder, item, cut_off))
-        except Wrong as error:
+        except (Refused, Wrong, OSError) as error:  # of this item alone: a page that is gone, a full disk
             missing.append((folder, item, str(error)))
         else:
             note(folder, item, files)
@@ -154,7 +156,7 @@ def copied(folder: Path, item: Item) -> bool:
     if item.unpacked:
         return (folder / item.unpacked).exists()
     if item.kind == "model":
-        return (folder / "config.json").is_file() and whole_weights(folder)
+        return (folder / "config.json").is_file() and whole_weights(folder) and reads(folder, item)
     return all(any(folder.glob(name)) for name in item.names)
 
 
@@ -165,12 +167,22 @@ def noted(folder: Path) -> list[str]:
 
 
 def whole_weights(folder: Path) -> bool:
-    """Whether every file of weights that the index names is there, or the only one."""
+    """Whether every file of weights is there that the index or the others' names (1-of-3) tell of, or the only one."""
+    files = {file.name for file in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / shard).is_file() for shard in shards)
+    wanted = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else set()
+    for start, count in (found.groups() for name in files if (found := SHARD.fullmatch(name))):
+        wanted |= {f"{start}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)}
+    return bool(files) and wanted <= files
+
+
+def reads(folder: Path, item: Item) -> bool:
+    """Whether the tokenizer is there and, of a model that sees, what prepares its images."""
+    tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
+    wanted = [("tokenizer_config.json",), tokenizers]
+    if "*.jinja" in item.files:  # a vision-language model: an embedding of sentences has no chat template
+        wanted.append(("processor_config.json", "preprocessor_config.json"))
+    return all(any((folder / name).is_file() for name in names) for names in wanted)
 
 
 def instruction(folder: Path, item: Item) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import lzma
 import os
 import queue
+import shutil
 import socket
 import threading
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -20,12 +25,17 @@ from urllib.parse import urlparse
 from mllm_align.datafetch.catalogue import Item
 
 PART = ".part"
+TAG = ".part.tag"  # beside it: the ETag or time of the file that the part is of
 PIECE = 2**20
 PATIENCE = 10.0  # seconds to wait for a server
 
 
 class Unreachable(OSError):
-    """There is no way to the source from here."""
+    """There is no way to any source from here, or the connection broke."""
+
+
+class Refused(ValueError):
+    """The source is reached and does not give this file: it is gone, or wants terms accepted."""
 
 
 class Wrong(ValueError):
@@ -98,7 +108,8 @@ def _knock(host: str, port: int, found: queue.Queue[OSError | None]) -> None:
 def fetch(item: Item, folder: Path, hub: Hub, tell: Callable[[str], None] = print) -> list[Path]:
     """Bring the item into `folder`; what is there already stays. -> its files
 
-    Raises Unreachable without a network, Wrong for a file of another size or checksum than published.
+    Raises Unreachable without a network, Refused where the source does not give it, Wrong for a file of another size or
+    checksum than published, OSError where it can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     return (
@@ -110,7 +121,8 @@ def fetch(item: Item, folder: Path, hub: Hub, tell: Callable[[str], None] = prin
 
 def _from_hub(item: Item, folder: Path, hub: Hub, tell: Callable[[str], None]) -> list[Path]:
     assert item.hub is not None
-    offered = hub.files(item.hub, item.kind)
+    with _asking(item):
+        offered = hub.files(item.hub, item.kind)
     wanted = list(_matching(offered, item.files))
     optional = {"*.jinja", "tokenizer.model", "*.txt"}
     for pattern in item.files:
@@ -124,9 +136,34 @@ def _from_hub(item: Item, folder: Path, hub: Hub, tell: Callable[[str], None]) -
         if target.is_file() and (file.size is None or target.stat().st_size == file.size):
             tell(f"there already: {target}")
         else:
-            hub.download(item.hub, item.kind, file.name, folder)
+            with _asking(item):
+                hub.download(item.hub, item.kind, file.name, folder)
         check(target, file.size, file.sha256)
     return [folder / file.name for file in wanted]
+
+
+@contextmanager
+def _asking(item: Item) -> Iterator[None]:
+    """Errors of the hub's client in our words; its own are of several libraries, and some are OSErrors."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
+        raise Unreachable(f"{item.source} cannot be reached ({_said(error)})") from error
+    except (HfHubHTTPError, EntryNotFoundError, RuntimeError) as error:
+        raise Refused(
+            f"{item.source} does not give it: {type(error).__name__}: {_said(error)}; where it is gated, accept its "
+            "terms there and log in (HF_TOKEN)"
+        ) from error
+    except Exception as error:
+        if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):
+            raise
+        raise Unreachable(f"{item.source} cannot be reached ({_said(error)})") from error
+
+
+def _said(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _matching(offered: Sequence[Remote], patterns: Sequence[str]) -> Iterator[Remote]:
@@ -162,34 +199,73 @@ def _from_web(item: Item, address: str, folder: Path, tell: Callable[[str], None
 
 
 def download(address: str, target: Path, tell: Callable[[str], None] = print) -> None:
-    """Into target, by way of target.part, which a later call continues.
+    """Into target, by way of target.part, which a later call continues where the file is still the same.
 
-    Raises Unreachable where the connection breaks, Wrong where another size comes than was announced.
+    Raises Unreachable where the connection breaks, Refused for what the server has not, OSError where the disk does not
+    take it.
     """
-    part = target.with_name(target.name + PART)
+    part, tag = (target.with_name(target.name + ending) for ending in (PART, TAG))
     have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    if have and tag.is_file():  # a server whose file is another one sends all of it
+        headers["If-Range"] = tag.read_text("utf-8")
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        with _open(urllib.request.Request(address, headers=headers)) as answer:
             continued = answer.status == 206
             start = have if continued else 0
             length = answer.headers.get("Content-Length")
             total = start + int(length) if length else None
             tell(f"{'continuing' if continued else 'downloading'} {address} ({in_words(total)})")
+            _note_state(answer.headers, tag)
             with part.open("ab" if continued else "wb") as file:
-                for piece in iter(lambda: answer.read(PIECE), b""):
+                for piece in _pieces(answer):
                     file.write(piece)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the part is the whole already
-            raise Unreachable(f"{address}: the server answers {error.code} ({error.reason})") from error
-        total = have
-    except OSError as error:
-        raise Unreachable(f"{address}: {error}; the same command continues where it stopped") from error
+        if error.code != 416 or not have:
+            raise Refused(f"{address}: the server answers {error.code} ({error.reason})") from error
+        if error.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
+            part.unlink()  # of another file: all of it anew
+            return download(address, target, tell)
+        total = have  # the part is the whole already
     if total is not None and part.stat().st_size != total:
         raise Unreachable(
             f"{address}: the connection ended early; the same command continues where it stopped"
         )
     part.replace(target)
+    tag.unlink(missing_ok=True)
+
+
+def _open(request: urllib.request.Request) -> Any:
+    try:
+        return urllib.request.urlopen(request, timeout=PATIENCE)
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, HTTPException) as error:
+        raise Unreachable(f"{request.full_url}: {error}") from error
+
+
+def _pieces(answer: Any) -> Iterator[bytes]:
+    """Only what reading raises is of the connection, and not what writing does."""
+    while True:
+        try:
+            piece = answer.read(PIECE)
+        except (OSError, HTTPException) as error:
+            raise Unreachable(
+                f"{answer.url}: {error}; the same command continues where it stopped"
+            ) from error
+        if not piece:
+            return
+        yield piece
+
+
+def _note_state(headers: Any, tag: Path) -> None:
+    """Keeps what names this state of the file, for the call that may have to go on."""
+    strong = headers.get("ETag", "") if not headers.get("ETag", "").startswith("W/") else ""
+    state = strong or headers.get("Last-Modified", "")
+    if state:
+        tag.write_text(state, "utf-8")
+    else:
+        tag.unlink(missing_ok=True)
 
 
 def check(file: Path, size: int | None, sha256: str | None) -> None:
@@ -200,9 +276,14 @@ def check(file: Path, size: int | None, sha256: str | None) -> None:
     elif sha256 is not None and checksum(file) != sha256:
         problem = f"has another SHA-256 than the published {sha256}"
     if problem:
-        wrong = file.with_name(f"{file.name}.wrong")
-        file.replace(wrong)
-        raise Wrong(f"{file} {problem}; it was moved to {wrong.name}: fetch it again")
+        raise _aside(file, problem)
+
+
+def _aside(file: Path, problem: str) -> Wrong:
+    """Moves the file out of the way, so that the next call fetches it again."""
+    wrong = file.with_name(f"{file.name}.wrong")
+    file.replace(wrong)
+    return Wrong(f"{file} {problem}; it was moved to {wrong.name}: fetch it again")
 
 
 def checksum(file: Path) -> str:
@@ -213,31 +294,53 @@ def checksum(file: Path) -> str:
 def unpack(archive: Path, folder: Path, made: Path) -> None:
     """A zip archive into `folder`, so that `made` is there at the end: a folder of the archive, or files at its top.
 
-    Where the archive has one folder at its top with what is wanted inside, that folder is left out. Raises Wrong for
-    a member that would leave the folder, and where `made` does not come of it.
+    It is unpacked beside that first, and `made` comes last, so that it is whole once it is there. Where the archive has
+    one folder at its top with what is wanted inside, that folder is left out. Raises Wrong for what is no zip archive
+    (it is moved aside), for a member that would leave the folder, and where `made` does not come of it.
     """
+    wanted = made.relative_to(folder).parts[0]
+    beside = folder / f".{archive.name}.unpacking"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        _extract(archive, beside, wanted)
+        for entry in sorted(beside.iterdir(), key=lambda entry: entry.name == wanted):
+            _move(entry, folder / entry.name)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise _aside(archive, f"is no whole zip archive ({error})") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    if not made.exists():
+        raise Wrong(
+            f"{archive} was unpacked, and there is no {made}; its layout has changed: put it there by hand"
+        )
+
+
+def _extract(archive: Path, into: Path, wanted: str) -> None:
+    into.mkdir()
     with zipfile.ZipFile(archive) as opened:
         names = [name for name in opened.namelist() if not name.startswith("__MACOSX/")]
         for name in names:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise Wrong(f"{archive}: member {name!r} would be written outside of {folder}")
+                raise Wrong(f"{archive}: member {name!r} would be written outside of {into.parent}")
         tops = {PurePosixPath(name).parts[0] for name in names}
-        wanted = made.relative_to(folder).parts[0]
         lead = next(iter(tops)) if len(tops) == 1 and wanted not in tops else ""
         for name in names:
-            inner = PurePosixPath(name).relative_to(lead) if lead else PurePosixPath(name)
-            target = folder / inner
+            target = into / (PurePosixPath(name).relative_to(lead) if lead else name)
             if name.endswith("/"):
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with opened.open(name) as source, target.open("wb") as file:
-                while piece := source.read(PIECE):
-                    file.write(piece)
-    if not made.exists():
-        raise Wrong(
-            f"{archive} was unpacked, and there is no {made}; its layout has changed: put it there by hand"
-        )
+                shutil.copyfileobj(source, file, PIECE)
+
+
+def _move(entry: Path, target: Path) -> None:
+    """Into its place; into a folder that is there already, what is in it."""
+    if entry.is_dir() and target.is_dir():
+        for inner in list(entry.iterdir()):
+            _move(inner, target / inner.name)
+    else:
+        entry.replace(target)
 
 
 def in_words(size: int | None) -> str:

@@ -104,7 +104,7 @@ def turns(value: Any, name: str, speaker: str) -> Turns:
 
 def _turn(message: Mapping[str, Any], name: str) -> tuple[str, str]:
     role = message.get("role", message.get("from"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise Fault(name, f"has a message with the role {role!r}", "Use user and assistant")
     content = message.get("content", message.get("value"))
     if isinstance(content, list):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mllm_align.datasets.errors import BadDataError
+from mllm_align.fingerprints import MARKS
 
 HUB = "hub://"
-MARKS = "*?["
 _NAMED = 8  # files that an error names
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,14 +27,22 @@ REPLACE = "Replace the file with a whole copy of the image"
 
 @dataclass(frozen=True)
 class FileImage:
-    """An image below a root folder. `key` is its path there, with forward slashes."""
+    """An image below a root folder. `key` is its path there, with forward slashes.
+
+    `refer` says whether a stored preference set points here; where it does not, it holds a copy.
+    """
 
     root: str
     path: str
+    refer: bool = False
 
     @property
     def key(self) -> str:
         return self.path
+
+    @property
+    def place(self) -> dict[str, Any] | None:
+        return {"folder": os.path.abspath(self.root), "path": self.path} if self.refer else None
 
     def encoded(self) -> bytes:
         """The file as it is. Raises Fault when it is missing or outside the root."""
@@ -96,27 +104,6 @@ def _blobs(root: Path) -> Path | None:
         if folder.name == "snapshots" and folder.parent.name.startswith("datasets--"):
             return folder.parent / "blobs"
     return None
-
-
-def state(path: str, image_root: str | None = None) -> str:
-    """A digest of names, sizes and times of all images below the root of `dataset.path`.
-
-    A stored preference set holds the images: one that was made before an image was put right is another set.
-    """
-    place = Path(path).expanduser()
-    root = (
-        Path(image_root).expanduser() if image_root is not None else place if place.is_dir() else place.parent
-    )
-    seen = hashlib.sha256()
-    for folder, below, names in os.walk(root):
-        below.sort()
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES:
-                stat = os.stat(os.path.join(folder, name))
-                seen.update(
-                    f"{os.path.relpath(folder, root)}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode()
-                )
-    return seen.hexdigest()
 
 
 def decode(data: bytes, name: str) -> Image.Image:

@@ -9,24 +9,22 @@ row, field and remedy; `on_bad_row="skip"` leaves those rows out and the report 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mllm_align.datasets.embedded import Embedded, too_many
-from mllm_align.datasets.errors import SHOWN, BadDataError, Fault, Problem
-from mllm_align.datasets.fields import Pair, check_text, image_ref, standard
-from mllm_align.datasets.hub import resolve
-from mllm_align.datasets.images import BytesImage, FileImage, check
+from mllm_align.datasets.errors import Fault, Problem
+from mllm_align.datasets.fields import Pair, answer, check_text, image_ref, question, standard, text_of
+from mllm_align.datasets.images import BytesImage, FileImage, check, from_bytes
 from mllm_align.datasets.parquet import from_row, is_ours
 from mllm_align.datasets.povid import is_povid, povid, povid_image
-from mllm_align.datasets.rows import find_files, kind_of, read_rows
+from mllm_align.datasets.reading import Tally, check_size, draw, judge, numbered, one_of, say_skipped
+from mllm_align.datasets.rows import find, image_roots, kind_of, names_of, read_rows
 from mllm_align.records import Example, Group, Preference, Response
 
 log = logging.getLogger(__name__)
@@ -63,53 +61,55 @@ class Local:
 
 
 def build(
-    path: str, image_root: str | None = None, on_bad_row: str = "stop", size: int | None = None, seed: int = 0
+    path: str,
+    image_root: str | None = None,
+    on_bad_row: str = "stop",
+    size: int | None = None,
+    seed: int = 0,
+    offers: str = "pairs",
 ) -> tuple[list[Group], dict[str, Any]]:
     """What `read_local` gives, the report as plain data for the record; it also goes to the log."""
-    local = read_local(path, image_root, on_bad_row, size, seed)
+    local = read_local(path, image_root, on_bad_row, size, seed, offers)
     log.info("%s", local.report)
-    if local.report.skipped:
-        shown = "\n".join(f"  {problem}" for problem in local.report.skipped[:SHOWN])
-        more = len(local.report.skipped) - SHOWN
-        log.warning("Skipped:\n%s%s", shown, f"\n  ... and {more:,} more." if more > 0 else "")
+    say_skipped(local.report.skipped)
     return local.groups, local.report.to_json()
 
 
-def load_local(
-    path: str, image_root: str | None = None, on_bad_row: str = "stop", size: int | None = None, seed: int = 0
-) -> list[Group]:
+def load_local(path: str, image_root: str | None = None, **options: Any) -> list[Group]:
     """The Groups of `read_local`, for use from Python."""
-    return build(path, image_root, on_bad_row, size, seed)[0]
+    return build(path, image_root, **options)[0]
 
 
 def read_local(
-    path: str, image_root: str | None = None, on_bad_row: str = "stop", size: int | None = None, seed: int = 0
+    path: str,
+    image_root: str | None = None,
+    on_bad_row: str = "stop",
+    size: int | None = None,
+    seed: int = 0,
+    offers: str = "pairs",
 ) -> Local:
     """Reads and checks every row.
 
     `path`: a file, a folder or a pattern, here or on the hub (hub://owner/name/file). `image_root`: where relative
-    image paths start, by default the folder of the data. `size`: draws so many of the good rows, the same ones for
-    the same `seed` whatever their order; a smaller draw is part of a larger one. Raises BadDataError.
+    image paths start, by default the folder that `path` names, or that of each file. `size`: draws so many of the good
+    rows, the same ones for the same `seed` whatever their order; a smaller draw is part of a larger one. `offers`:
+    where it is not pairs, rows that `mllm-align sample` wrote need none. Raises BadDataError.
     """
-    if on_bad_row not in ("stop", "skip"):
-        raise BadDataError(f"dataset.on_bad_row={on_bad_row} is not known. Use stop or skip.")
-    if size is not None and size < 1:
-        raise BadDataError(f"dataset.size={size} leaves nothing. Give a number from 1, or null for all rows.")
-    files = find_files(path)
-    root = _image_root(image_root, files)
-    tally = _Tally()
-    base = files[0].parent if len(files) == 1 else Path(os.path.commonpath(files))
+    one_of("on_bad_row", on_bad_row, "stop", "skip")
+    check_size(size)
+    files, folder = find(path)
+    roots = image_roots(image_root, files, folder)
+    seen = _Seen(offers=offers, base=_shared(roots))
     many = too_many(files)
-    groups = (
-        group for file in files for group in _read(file, file.relative_to(base), root, tally, many.get(file))
-    )
-    drawn = list(groups) if size is None else _draw(groups, size, seed)
-    _judge(tally, path, on_bad_row)
-    if size is not None and len(drawn) < size:
-        raise BadDataError(
-            f"dataset.size={size:,}, but {path} has only {tally.good:,} rows that can be used. "
-            f"Set dataset.size={tally.good} or dataset.size=null."
-        )
+    found = [
+        group
+        for file, root, names in zip(files, roots, names_of(files), strict=True)
+        for group in _read(file, names, root, seen, many.get(file))
+    ]
+    tally = seen.tally
+    groups = numbered(found, tally)
+    judge(tally, path, on_bad_row)
+    drawn = draw(groups, size, seed, tally, path)
     report = Report(
         tuple(str(file) for file in files), dict(tally.forms), tally.rows, tally.good, len(drawn),
         tuple(tally.problems), dict(tally.notes),
@@ -118,107 +118,118 @@ def read_local(
 
 
 @dataclass
-class _Tally:
-    """What is counted while rows go by."""
+class _Seen:
+    """What is known while rows go by. `base`: the folder that all image roots are below, where there are several."""
 
-    rows: int = 0
-    good: int = 0
-    forms: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    problems: list[Problem] = field(default_factory=list)
+    offers: str
+    base: Path | None
+    tally: Tally = field(default_factory=Tally)
     ids: dict[str, str] = field(default_factory=dict)
-    checked: dict[str, Fault | None] = field(default_factory=dict)
+    checked: dict[Any, Fault | None] = field(default_factory=dict)
+    pictures: dict[str, Any] = field(default_factory=dict)
 
 
-def _image_root(image_root: str | None, files: list[Path]) -> Path:
-    root = resolve(image_root, "dataset.image_root") if image_root is not None else files[0].parent
-    if not root.is_dir():
-        raise BadDataError(
-            f"dataset.image_root={image_root} is not a folder. Name the folder that holds the images."
-        )
-    return root
+def _shared(roots: Sequence[Path]) -> Path | None:
+    whole = {root.resolve() for root in roots}
+    return Path(os.path.commonpath(whole)) if len(whole) > 1 else None
 
 
-def _judge(tally: _Tally, path: str, on_bad_row: str) -> None:
-    bad = tally.rows - tally.good
-    if tally.problems and on_bad_row == "stop":
-        raise BadDataError(
-            f"{bad:,} of {tally.rows:,} rows of {path} can't be used; nothing was trained.",
-            tally.problems,
-            "Correct them, or set dataset.on_bad_row=skip to train on the other rows.",
-        )
-    if not tally.good:
-        raise BadDataError(f"{path} has no row that can be used (of {tally.rows:,}).", tally.problems)
-
-
-def _draw(groups: Iterator[Group], size: int, seed: int) -> list[Group]:
-    """The `size` rows of lowest rank, in their order; only so many are held in memory."""
-    ranked = ((_rank(seed, group.example.id), number, group) for number, group in enumerate(groups))
-    drawn = heapq.nsmallest(size, ranked, key=lambda item: item[:2])
-    return [group for _, _, group in sorted(drawn, key=lambda item: item[1])]
-
-
-def _rank(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-
-
-def _read(file: Path, name: Path, root: Path, tally: _Tally, embedded: Embedded | None) -> Iterator[Group]:
+def _read(
+    file: Path, names: tuple[str, str], root: Path, seen: _Seen, embedded: Embedded | None
+) -> Iterator[Group]:
     """The good rows of a file; their images stay in it where it is `embedded`."""
     kind = kind_of(file)
+    shown, called = names
+    tally = seen.tally
     for number, row in read_rows(file, kind):
         tally.rows += 1
         try:
             if isinstance(row, Fault):
                 raise row
             check_text(row)
-            group, form = _group(row, f"{name.with_suffix('').as_posix()}:{number}", root, tally)
-            _check_image(group.example.image, tally)
-            group = _own_id(group, form, f"row {number} of {name}", tally)
+            group, form = _group(row, f"{called}:{number}", root, seen)
+            _check_image(group.example.image, seen)
+            _check_id(group, form, f"row {number} of {shown}", seen)
+            image = _own_name(group.example.image, seen)
         except Fault as fault:
-            tally.problems.append(fault.at(str(name), number))
+            tally.problems.append(fault.at(shown, number))
             continue
-        if embedded is not None and isinstance(group.example.image, BytesImage):
-            image = embedded.image(number, group.example.image.key)
-            group = replace(group, example=replace(group.example, image=image))
+        if embedded is not None and isinstance(image, BytesImage):
+            image = embedded.image(number, image.key)
         tally.good += 1
         tally.forms[f"{kind}, {form}"] += 1
-        yield group
+        yield replace(group, example=replace(group.example, image=image))
 
 
-def _group(row: Mapping[str, Any], name: str, root: Path, tally: _Tally) -> tuple[Group, str]:
+def _group(row: Mapping[str, Any], name: str, root: Path, seen: _Seen) -> tuple[Group, str]:
     """The row as a Group, and the name of its form. Raises Fault."""
     if is_ours(row):
-        return _ours(row), "mllm-align form"
+        return _ours(row, seen.offers), "mllm-align form"
     if is_povid(row):
         pair = povid(row)
-        return _pair(pair, povid_image(pair.image, root), name, tally), "POVID form"
+        return _pair(pair, povid_image(pair.image, root), name, root, seen), "POVID form"
     pair = standard(row)
     plain = isinstance(row["chosen"], str)
     form = "standard form, plain" if plain else "standard form, conversational"
-    return _pair(pair, image_ref(pair.image, root), name, tally), form
+    return _pair(pair, image_ref(pair.image, root), name, root, seen), form
 
 
-def _ours(row: Mapping[str, Any]) -> Group:
+def _ours(row: Mapping[str, Any], offers: str) -> Group:
+    if row.get("place"):
+        # It may name any file of this machine, and the file of rows may come from anyone.
+        raise Fault(
+            "place",
+            "says where the image lies",
+            "Name the file that `mllm-align sample` writes: it holds its images",
+        )
     try:
         (image,) = row["images"]
-        group = from_row(row, BytesImage(image["bytes"], image["path"]))
+        held = BytesImage(image["bytes"], image["path"])
+        group = from_row(row, held)
+        pairs = [(p.chosen, p.rejected) for p in group.preferences]
+        wrong = [n for pair in pairs for n in pair if not 0 <= n < len(group.responses)]
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise Fault(None, f"is not as mllm-align writes it ({error})", "Write the file again") from None
+    if not isinstance(held.data, bytes):
+        raise Fault("images", "holds no image", "Write the file again")
+    if wrong:
+        raise Fault("preferences", f"names response {wrong[0]} of {len(group.responses)}", "Write it again")
+    question([("user", text_of(group.example.prompt, "prompt"))], "prompt")
+    for pair in pairs:
+        good, bad = (
+            answer([("assistant", text_of(group.responses[n].text, "responses"))], "responses") for n in pair
+        )
+        if good == bad:
+            raise Fault(
+                "preferences", "the two responses of a pair are equal", "Remove the row: it prefers nothing"
+            )
+    if not pairs and offers == "pairs":
+        raise Fault(
+            "preferences",
+            "has no pair",
+            "Name a file with pairs, or set dataset.offers=answers for a sampler that makes the rejected ones",
+        )
     # The base model of this run may have another tokenizer than the one that sampled them.
     return replace(group, responses=tuple(replace(r, token_ids=None) for r in group.responses))
 
 
-def _pair(pair: Pair, image: Image, name: str, tally: _Tally) -> Group:
+def _pair(pair: Pair, image: Image, name: str, root: Path, seen: _Seen) -> Group:
     if pair.chosen == pair.rejected:
         raise Fault("rejected", "equals chosen", "Remove the row: it prefers nothing")
-    tally.notes.update(pair.notes)
+    seen.tally.notes.update(pair.notes)
+    if not pair.id:
+        seen.tally.unnamed.add(name)
+    if seen.base is not None and isinstance(image, FileImage):  # two folders may have images of one name
+        below = root.resolve().relative_to(seen.base)
+        image = FileImage(str(seen.base), (below / image.path).as_posix())
     example = Example(pair.id or name, image, pair.prompt, pair.reference, _json_only(pair.rest))
     return Group(example, (Response(pair.chosen), Response(pair.rejected)), (Preference(0, 1),))
 
 
 def _json_only(rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Extra fields travel along as `meta`; what JSON can't hold (bytes, dates) as its text."""
-    return json.loads(json.dumps({str(key): value for key, value in rest.items()}, default=_words))
+    """Extra fields travel along as `meta`; what JSON can't hold as its text (bytes, dates) or null (NaN, infinity)."""
+    text = json.dumps({str(key): value for key, value in rest.items()}, default=_words)
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 def _words(value: Any) -> str:
@@ -229,42 +240,34 @@ def _words(value: Any) -> str:
     )
 
 
-def _own_id(group: Group, form: str, where: str, tally: _Tally) -> Group:
-    """Ids are unique: every draw is seeded by them. POVID's name the image, so repeats get a number there."""
-    name = group.example.id
-    if name in tally.ids:
-        if form != "POVID form":
-            raise Fault(
-                "id",
-                f"'{name}' is also that of {tally.ids[name]}",
-                "Give each row its own, or remove the field",
-            )
-        number = 2
-        while f"{name}#{number}" in tally.ids:
-            number += 1
-        name = f"{name}#{number}"
-        tally.notes["ids that repeat (an image's name), numbered"] += 1
-        example = group.example
-        group = Group(
-            Example(name, example.image, example.prompt, example.reference, example.meta),
-            group.responses,
-            group.preferences,
+def _check_id(group: Group, form: str, where: str, seen: _Seen) -> None:
+    """An id is given once, but in POVID's form, where it names the image."""
+    first = seen.ids.setdefault(group.example.id, where)
+    if first != where and form != "POVID form":
+        raise Fault(
+            "id",
+            f"'{group.example.id}' is also that of {first}",
+            "Give each row its own, or remove the field",
         )
-    tally.ids[name] = where
-    return group
 
 
-def _check_image(image: Any, tally: _Tally) -> None:
+def _check_image(image: Any, seen: _Seen) -> None:
     """Each file once, however many rows show it."""
     if isinstance(image, BytesImage):
         check(image)
         return
-    if image.key not in tally.checked:
+    if image not in seen.checked:
         try:
-            check(image)
-            tally.checked[image.key] = None
+            check(image if isinstance(image, FileImage) else BytesImage(image.encoded(), image.key))
+            seen.checked[image] = None
         except Fault as fault:
-            tally.checked[image.key] = fault
-    known = tally.checked[image.key]
+            seen.checked[image] = fault
+    known = seen.checked[image]
     if known is not None:
         raise known
+
+
+def _own_name(image: Any, seen: _Seen) -> Any:
+    """The image, under its content's hash where another one has its key: images are told apart by these."""
+    known = hashlib.sha256(image.data).digest() if isinstance(image, BytesImage) else image
+    return image if seen.pictures.setdefault(image.key, known) == known else from_bytes(image.encoded())

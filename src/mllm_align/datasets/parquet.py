@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -100,18 +100,18 @@ def write_groups(path: str | Path, groups: Iterable[Group], *, refer: bool = Fal
     """
     path, schema = Path(path), _PLACED if refer else _SCHEMA
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 source = iter(groups)
                 while rows := [to_row(group, refer) for group in islice(source, ROWS)]:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -7,9 +7,11 @@ inverse. Open files are kept a process and a thread-safe few at a time.
 
 from __future__ import annotations
 
+import lzma
 import os
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,32 +29,10 @@ GROUP_BYTES = 64 * 2**20
 # Decoded bytes of a row group up to which a stored set points at its images: what one image costs to reach. The
 # images of larger ones are copied into the stored set.
 REFER_BYTES = 256 * 2**20
+# What zipfile and its decompressors raise over an archive that is damaged, locked or packed in a way they don't know.
+_UNREADABLE = (OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _BATCH = 16  # rows decoded at a time in a larger row group
 _LOCK = threading.Lock()
-
-
-@dataclass(frozen=True)
-class FolderImage:
-    """An image below a folder; `key` is its path there."""
-
-    root: str
-    path: str
-
-    @property
-    def key(self) -> str:
-        return self.path
-
-    @property
-    def place(self) -> dict[str, Any]:
-        return {"folder": os.path.abspath(self.root), "path": self.path}
-
-    def encoded(self) -> bytes:
-        """Raises Fault when the file is missing or outside the folder."""
-        return FileImage(self.root, self.path).encoded()
-
-    def load(self) -> Image.Image:
-        """Raises Fault when the file is missing, outside the folder, too large, cut short or no image."""
-        return decode(self.encoded(), self.path)
 
 
 @dataclass(frozen=True)
@@ -75,7 +55,7 @@ class ZipImage:
         try:
             with _LOCK:
                 return _archive(*_state(self.archive)).read(self.member)
-        except (OSError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        except _UNREADABLE as error:
             raise Fault(
                 "images",
                 f"{self.member} of {self.archive} can't be read ({_said(error)})",
@@ -114,7 +94,7 @@ class RowImage:
         }
 
     def encoded(self) -> bytes:
-        """Raises Fault when the file is missing, damaged or another one, or the row has no image."""
+        """Raises Fault when the file is missing or damaged, or the row has no image."""
         try:
             with _LOCK:
                 cell = _cell(*_state(self.file), self.column, self.group, self.index)
@@ -133,13 +113,13 @@ class RowImage:
         return decode(self.encoded(), self.key)
 
 
-Placed = FolderImage | ZipImage | RowImage
+Placed = FileImage | ZipImage | RowImage
 
 
 def from_place(place: Mapping[str, Any]) -> Placed:
     """The inverse of `place`."""
     if "folder" in place:
-        return FolderImage(place["folder"], place["path"])
+        return FileImage(place["folder"], place["path"], refer=True)
     if "zip" in place:
         return ZipImage(place["zip"], place["member"])
     return RowImage(place["parquet"], place["column"], place["group"], place["index"], place["key"])

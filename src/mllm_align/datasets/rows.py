@@ -6,9 +6,10 @@ A row that can't be read comes as a Fault in its place, so that the rows beside 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
@@ -16,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm_align.datasets.errors import BadDataError, Fault
-from mllm_align.datasets.hub import MARKS, resolve
+from mllm_align.datasets.hub import resolve
+from mllm_align.fingerprints import MARKS, matches
 
 Row = dict[str, Any]
 KINDS = {".json": "JSON", ".jsonl": "JSON", ".ndjson": "JSON", ".parquet": "Parquet"}
@@ -35,27 +37,51 @@ def find_files(path: str | Path) -> list[Path]:
 
     Raises BadDataError where there is none, or where a folder leaves open which of its files are meant.
     """
+    return find(path)[0]
+
+
+def find(path: str | Path) -> tuple[list[Path], Path | None]:
+    """The same, and the folder where `path` names one."""
     place = resolve(str(path))
     if place.is_file():
-        return [place]
+        return [place], None
     if place.is_dir():
-        return _in_folder(place, str(path))
+        return _in_folder(place, str(path)), place
     if any(mark in str(place) for mark in MARKS):
-        files = sorted(file for file in _matches(place) if file.is_file())
+        files = [file for file in matches(place)[1] if file.is_file()]
         if not files:
             raise BadDataError(f"No file matches {path}. Correct dataset.path.")
-        return files
+        return files, None
     raise BadDataError(
         f"{path} is not there. Set dataset.path to a JSON, JSONL or Parquet file, or a folder of them."
     )
 
 
-def _matches(pattern: Path) -> Iterator[Path]:
-    """What a pattern stands for; a folder that is there is taken by its name, whatever is in it."""
-    base, rest = Path(pattern.anchor), list(pattern.relative_to(pattern.anchor).parts)
-    while len(rest) > 1 and (base / rest[0]).is_dir():
-        base /= rest.pop(0)
-    return base.glob("/".join(rest))
+def names_of(files: Sequence[Path]) -> list[tuple[str, str]]:
+    """For each file its path below the folder that they share, and what its rows are called: that without its ending,
+    unless another file differs by the ending alone."""
+    base = files[0].parent if len(files) == 1 else Path(os.path.commonpath(files))
+    shown = [file.relative_to(base) for file in files]
+    bare = Counter(name.with_suffix("") for name in shown)
+    return [
+        (str(name), (name if bare[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix())
+        for name in shown
+    ]
+
+
+def image_roots(image_root: str | None, files: Sequence[Path], folder: Path | None) -> list[Path]:
+    """Where the image paths of each file start: `image_root`, else the folder that was named, else the file's own.
+
+    Raises BadDataError where `image_root` is no folder.
+    """
+    if image_root is None:
+        return [folder or file.parent for file in files]
+    root = resolve(image_root, "dataset.image_root")
+    if not root.is_dir():
+        raise BadDataError(
+            f"dataset.image_root={image_root} is not a folder. Name the folder that holds the images."
+        )
+    return [root] * len(files)
 
 
 def _in_folder(folder: Path, named: str) -> list[Path]:
@@ -162,6 +188,17 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
             elif window.next() != "]":
                 yield number + 1, _rest(f"the JSON list breaks off here (no , or ] in line {window.line})")
                 return
+        window.drop(1)
+        window.space()
+        if window.next():
+            yield (
+                number + 1,
+                Fault(
+                    None,
+                    f"something stands after the end of the JSON list, in line {window.line}",
+                    "Put all rows into one list, or each on a line of its own without a list",
+                ),
+            )
 
 
 class _Window:

@@ -101,11 +101,6 @@ def examples(
     return found
 
 
-def sft_examples(size: int, seed: int = 0) -> list[Example]:
-    """Instruction-tuning Examples of the SFT split with their answers, a few errors included."""
-    return [_instruction(index, split="sft") for index in scene_order(seed)[:size]]
-
-
 # ---------------------------------------------------------------- collecting
 
 

@@ -133,7 +133,11 @@ def _idefics_pixels(processor: Any, made: Any, tokens: Sequence[int]) -> Pixels:
 
 
 def _idefics_features(model: Any, pixels: Pixels) -> Sequence[torch.Tensor]:
-    return _features(model.get_image_features(pixel_values=pixels.values))
+    # A list of images or, in older releases (5.17), one tensor of all tiles; empty tiles are left out of both.
+    found = _features(model.get_image_features(pixel_values=pixels.values))
+    rows = torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
+    tiles = pixels.values.flatten(2).ne(0).any(-1).sum(1)  # of each image
+    return rows.split((tiles * (len(rows) // int(tiles.sum()))).tolist())
 
 
 # --- InternVL: tiles of all images in a row ------------------------------------------------------------------

@@ -49,11 +49,19 @@ def head(policy: Policy, name: str) -> nn.Linear:
     return layer
 
 
+def read(policy: Policy, name: str, states: torch.Tensor) -> torch.Tensor:
+    """What the head makes of hidden states: (..., hidden) -> (...) float32, with gradient.
+
+    In the head's own precision under autocast too: in bfloat16 a reward of 3 has steps of 1/64.
+    """
+    layer = head(policy, name)
+    with torch.autocast(states.device.type, enabled=False):
+        return layer(states.to(layer.weight.dtype)).float().squeeze(-1)
+
+
 def rewards(policy: Policy, batch: Batch) -> torch.Tensor:
     """r(x, y) of every response, read at its last token: (G, K) float32, with gradient; no unit, any offset."""
-    states = by_group(batch, final_states(policy.model, batch))  # (G, K, hidden)
-    layer = head(policy, REWARD_HEAD)
-    return layer(states.to(layer.weight.dtype)).float().squeeze(-1)
+    return read(policy, REWARD_HEAD, by_group(batch, final_states(policy.model, batch)))
 
 
 def reward_scores(

@@ -150,9 +150,13 @@ def _with_adapter(policy: Policy, folder: Path) -> Policy:
         raise FileNotFoundError(
             f"{folder}: adapter_model.safetensors is missing (pickled adapters are refused)."
         )
-    from peft import PeftModel
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     model = PeftModel.from_pretrained(policy.model, str(folder))
+    if _projector_in_float32(model):  # PEFT read it into a copy in the base model's precision
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        model.requires_grad_(False)
     return replace(policy, model=model.eval())
 
 
@@ -198,22 +202,27 @@ def add_lora(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(policy.model, config)
-    _train_projector_in_float32(model)
+    _projector_in_float32(model)
     return replace(policy, model=model)
 
 
-def _train_projector_in_float32(model: Any) -> None:
-    """PEFT does so with LoRA's weights, and copies the projector as it is."""
+def _projector_in_float32(model: Any) -> bool:
+    """Whether the adapter's copy of the projector had to be widened. PEFT keeps LoRA's weights in float32, and copies
+    the projector as it is.
+    """
     from peft.utils.other import ModulesToSaveWrapper
 
-    for wrapper in [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]:
-        for trained in wrapper.modules_to_save.values():
-            if next(trained.parameters()).dtype in (torch.bfloat16, torch.float16):
-                trained.float().register_forward_pre_hook(_as_float32)
+    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    copies = [copy for wrapper in wrappers for copy in wrapper.modules_to_save.values()]
+    narrow = [c for c in copies if next(c.parameters()).dtype in (torch.bfloat16, torch.float16)]
+    for copy in narrow:
+        copy.float().register_forward_pre_hook(_in_its_precision)
+    return bool(narrow)
 
 
-def _as_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, torch.Tensor) else x for x in inputs)
+def _in_its_precision(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(module.parameters()).dtype
+    return tuple(x.to(dtype) if isinstance(x, torch.Tensor) else x for x in inputs)
 
 
 def _language_linears(model: nn.Module, family: Family) -> set[str]:
@@ -229,7 +238,8 @@ def reference(policy: Policy) -> Iterator[Any]:
     """The reference policy: the same weights with the adapter off, the original projector, no gradients,
     `eval` mode.
 
-    Raises ValueError when base weights are being trained, because then they are no reference.
+    Raises ValueError for a model in training mode that has no adapter and weights that are trained: they are no
+    reference. That base weights were not changed before, nobody checks.
     """
     model = policy.model
     if not hasattr(model, "disable_adapter"):
@@ -308,6 +318,11 @@ def prompt_text(processor: Any, prompt: str) -> str:
     if text.count(token) != 1:
         raise ValueError(f"the chat template writes {text.count(token)} image tokens for one image: {text!r}")
     return text
+
+
+def without_image_token(processor: Any, text: str) -> str:
+    """The text less the image tokens that are spelt in it: a model may write one, and it would stand for an image."""
+    return text.replace(processor.image_token, "")
 
 
 def answer_lead(processor: Any) -> str:

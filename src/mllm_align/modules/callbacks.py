@@ -44,10 +44,10 @@ class StepScalars(pl.Callback):
         self.parts: list[Figures] = []
         self.rates: dict[str, float] = {}
         self.norm: float | None = None
-        self.started: float | None = None
+        self.since = 0.0  # when the step before ended, so that waiting for data counts
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: MicroBatch, batch_idx: int) -> None:
-        self.started = self.started or time.perf_counter()
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.since = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         # Before clipping, and before the scheduler moves on: the rates this step is taken with.
@@ -62,7 +62,8 @@ class StepScalars(pl.Callback):
         if not stepped(trainer, batch_idx):
             return
         figures = parallel.together(merge(self.parts))
-        seconds = time.perf_counter() - (self.started or time.perf_counter())
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
         processed = figures.pop("tokens", None)
         # DeepSpeed keeps the gradients to itself, and knows their norm after the step.
         norm = float(trainer.model.get_global_grad_norm()) if self.norm is None else self.norm
@@ -71,7 +72,7 @@ class StepScalars(pl.Callback):
         values["tokens_per_second"] = 0.0 if processed is None else processed[0].item() / seconds
         for listener in self.listeners:
             listener(batch.plan.step, values)
-        self.parts, self.started = [], None
+        self.parts = []
 
 
 def _norm(gradients: list[torch.Tensor]) -> float:

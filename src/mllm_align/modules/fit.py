@@ -6,9 +6,10 @@ import hashlib
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
-from mllm_align.launch import place
+from mllm_align.launch import PRECISIONS, place
 from mllm_align.modules import checkpoint, parallel
 from mllm_align.modules.batches import MicroBatch, loader
 from mllm_align.modules.callbacks import (
@@ -35,9 +36,8 @@ from mllm_align.records import Group
 log = logging.getLogger(__name__)
 
 ADAPTER = "adapter"
-# "16-mixed" is left out: its loss scaler has a state of its own, which no checkpoint here keeps. "bf16-true" is, too: what
-# is trained would be bfloat16, where small steps are lost; frozen weights have the precision of `base_model.dtype`.
-PRECISIONS = ("32-true", "bf16-mixed")
+# Attributes of a module, where it has them, that a checkpoint's run must share.
+DECIDING = ("loss", "estimator", "optimise", "logprobs", "token_weights", "max_length", "draw", "extend")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,6 @@ def fit(
     trainer: TrainerOptions = CPU,
     scalars: Scalars = lambda step, values: None,
     on_resume: Any = lambda step: None,
-    resume: bool = True,
     title: str = "training",
 ) -> Fitted:
     """Train `module.policy` on `data` and write its adapter to out_dir/adapter, with what `module.save_beside`,
@@ -131,7 +130,7 @@ def fit(
     if trainer.threads:
         torch.set_num_threads(trainer.threads)
     run = _run_name(plan, data, module)
-    state = _taken_up(out, run) if resume else None
+    state = _taken_up(out, run)
     done = state["step"] if state else 0
     if state:
         checkpoint.restore_weights(out, module.model)
@@ -219,13 +218,34 @@ def _taken_up(out: Path, run: str) -> dict[str, Any] | None:
 
 
 def _run_name(plan: Plan, data: Sequence[Group], module: Any) -> str:
-    """What a checkpoint must agree with to be taken up."""
-    ids = hashlib.sha256("\n".join(g.example.id for g in data).encode()).hexdigest()[:12]
-    names = hashlib.sha256(
-        "\n".join(n for n, p in module.model.named_parameters() if p.requires_grad).encode()
-    )
-    settings = " ".join(f"{name}={value}" for name, value in asdict(plan).items())
-    return f"{type(module).__name__} {settings} data={ids} weights={names.hexdigest()[:12]}"
+    """What a checkpoint must agree with to be taken up. What sampler and annotator are is not in it."""
+    names = [n for n, p in module.model.named_parameters() if p.requires_grad]
+    settings = asdict(plan) | {n: _told(getattr(module, n)) for n in DECIDING if hasattr(module, n)}
+    told = " ".join(f"{name}={value}" for name, value in settings.items())
+    return f"{type(module).__name__} {told} data={_digest(map(_row, data))} weights={_digest(names)}"
+
+
+def _row(group: Group) -> str:
+    """All that a Group says, but for its pixels."""
+    responses = [(r.text, r.token_ids, r.image and r.image.key) for r in group.responses]
+    example = group.example
+    return repr((example.id, example.image.key, example.prompt, responses, group.preferences))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+def _told(value: Any) -> str:
+    """A setting in words that are the same in every process."""
+    if isinstance(value, partial):
+        return f"{_told(value.func)}({', '.join(f'{k}={_told(v)}' for k, v in value.keywords.items())})"
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = ", ".join(f"{f.name}={_told(getattr(value, f.name))}" for f in fields(value))
+        return f"{type(value).__name__}({inside})"
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return repr(value)
 
 
 @contextmanager

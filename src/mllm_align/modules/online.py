@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,17 +12,17 @@ from torch import Tensor
 from mllm_align.annotators.agreement import compare
 from mllm_align.annotators.base import Annotator
 from mllm_align.annotators.oracle import OracleAnnotator, knows
-from mllm_align.compute.packing import Batch, TokenWeights, collate
+from mllm_align.compute.packing import Batch, TokenWeights, check_prompts, collate
 from mllm_align.models.load import Policy
 from mllm_align.modules.batches import MicroBatch
-from mllm_align.modules.draws import Draw, Drawn, Sampler, sampled
+from mllm_align.modules.draws import Draw, Drawn, Sampler, sampled, used_only
 from mllm_align.modules.figures import Figures, counted, figure
 from mllm_align.modules.objective import Loss, log_ratio
-from mllm_align.modules.optimise import Optimise
+from mllm_align.modules.optimise import Optimise, configure_optimizers
 from mllm_align.modules.order import stable_seed
 from mllm_align.modules.preference import checked_reduction, train_on
 from mllm_align.modules.reference import frozen_logprobs
-from mllm_align.records import Group, Preference
+from mllm_align.records import Group
 
 
 class OnlinePreferenceModule(pl.LightningModule):
@@ -63,7 +62,8 @@ class OnlinePreferenceModule(pl.LightningModule):
     collate = None
 
     def check(self, groups: Sequence[Group]) -> None:
-        """Any Group has a prompt, and that is all that is needed."""
+        """A prompt is all that is needed. Raises ValueError for one that is too long (`check_prompts`)."""
+        check_prompts([group.example for group in groups], self.policy.processor, self.max_length)
 
     def training_step(self, micro: MicroBatch, batch_idx: int) -> dict[str, Any]:
         seed = stable_seed(self.seed, micro.plan.epoch)
@@ -90,9 +90,7 @@ class OnlinePreferenceModule(pl.LightningModule):
         )
         return batch.to(self.device)
 
-    def configure_optimizers(self) -> Any:
-        trainer: Any = self.trainer
-        return self.optimise.configure(self.policy, trainer.datamodule.total_steps)
+    configure_optimizers = configure_optimizers
 
 
 def nothing(model: torch.nn.Module) -> Tensor:
@@ -100,33 +98,21 @@ def nothing(model: torch.nn.Module) -> Tensor:
     return torch.stack([p.flatten()[0] for p in model.parameters() if p.requires_grad]).sum() * 0
 
 
-def used_only(group: Group) -> Group:
-    """The Group with only the responses that are in a preference: no other needs a forward pass."""
-    kept = sorted({i for p in group.preferences for i in (p.chosen, p.rejected)})
-    place = {old: new for new, old in enumerate(kept)}
-    return replace(
-        group,
-        responses=tuple(group.responses[i] for i in kept),
-        preferences=tuple(
-            Preference(place[p.chosen], place[p.rejected], p.weight) for p in group.preferences
-        ),
-    )
-
-
 def drawing_figures(drawn: Drawn) -> Figures:
     """Ties, agreement with the oracle and position bias of what a step drew, where they are known.
 
-    A tie is a fresh Group in which nothing is preferred: an annotator saw no difference, or a sampler of
+    A tie is a Group of the sampler's in which nothing is preferred: an annotator saw no difference, or a sampler of
     rejected responses came back with the reference itself.
     """
-    fresh = [g for g, new in zip(drawn.groups, drawn.fresh, strict=True) if new]
-    comparisons = [c for j in drawn.judgements if j is not None for c in j.comparisons]
-    lengths = [len(r.token_ids) for g in fresh for r in g.responses if r.token_ids is not None]
+    made = [group for group in drawn.made if group is not None]
+    compared = [c for j in drawn.judgements if j is not None for c in j.comparisons]
+    comparisons = [c for c in compared if c.unit != "undecided"]
+    lengths = [len(r.token_ids) for g in made for r in g.responses if r.token_ids is not None]
     return {
-        "ties": counted(sum(not g.preferences for g in fresh), len(fresh)),
+        "ties": counted(sum(not g.preferences for g in made), len(made)),
         "conflicting": counted(sum(c.conflicting for c in comparisons), len(comparisons)),
         "response_tokens": counted(sum(lengths), len(lengths)),
-        **_oracle_figures([g for g in fresh if knows(g.example)]),
+        **_oracle_figures([g for g in made if knows(g.example)]),
     }
 
 

@@ -35,5 +35,10 @@ class Optimise:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def configure_optimizers(module: Any) -> Any:
+    """The `configure_optimizers` of a Lightning module that has a `policy` and an `optimise`."""
+    return module.optimise.configure(module.policy, module.trainer.datamodule.total_steps)
+
+
 def _factor(schedule: Callable[[int, int], float], total: int, step: int) -> float:
     return schedule(step, total)

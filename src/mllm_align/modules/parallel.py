@@ -132,7 +132,7 @@ def trainer_settings(strategy: str, nodes: int, here: Place, module: Any) -> dic
     makers: dict[str, Callable[[Place], Any]] = {
         "ddp": _ddp,
         "fsdp2": partial(_fsdp2, module),
-        "deepspeed_zero3": _deepspeed,
+        "deepspeed_zero3": partial(_deepspeed, module),
     }
     if strategy not in makers:
         raise ValueError(f"trainer.strategy is {strategy!r}; it must be one of {', '.join(STRATEGIES)}")
@@ -172,7 +172,7 @@ def _fsdp2(module: Any, here: Place) -> Any:
     return ModelParallelStrategy(data_parallel_size=here.processes, tensor_parallel_size=1)
 
 
-def _deepspeed(here: Place) -> Any:
+def _deepspeed(module: Any, here: Place) -> Any:
     """All parameters split over the processes (ZeRO stage 3); for CUDA only."""
     try:
         import deepspeed  # noqa: F401
@@ -195,8 +195,8 @@ def _deepspeed(here: Place) -> Any:
             return nullcontext()  # gradients are split over the processes in every backward pass
 
         def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-            accumulates = self.lightning_module.trainer.fit_loop._should_accumulate()
-            self.model.set_gradient_accumulation_boundary(not accumulates)
+            trainer: Any = module.trainer
+            trainer.model.set_gradient_accumulation_boundary(not trainer.fit_loop._should_accumulate())
             return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     # The batch size is only for DeepSpeed's log; without it Lightning looks for a sampler that our loaders don't have.

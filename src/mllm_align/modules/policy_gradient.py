@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from mllm_align.advantages import k1, k3, normalise
-from mllm_align.annotators.base import Annotator
+from mllm_align.annotators.base import Annotator, check_finite
 from mllm_align.annotators.oracle import OracleAnnotator, knows
 from mllm_align.compute.logprobs import logprobs_and_states, response_logprobs
-from mllm_align.compute.packing import Batch, collate
-from mllm_align.models.heads import add_head, head
+from mllm_align.compute.packing import Batch, check_prompts, collate
+from mllm_align.models.heads import add_head, read
 from mllm_align.models.load import Policy, reference
 from mllm_align.modules.batches import MicroBatch
 from mllm_align.modules.callbacks import stepped
@@ -30,7 +30,7 @@ from mllm_align.modules.draws import Sampler
 from mllm_align.modules.estimators import Drawing, Estimator, Targets
 from mllm_align.modules.figures import Figures, counted, figure
 from mllm_align.modules.online import nothing
-from mllm_align.modules.optimise import Optimise
+from mllm_align.modules.optimise import Optimise, configure_optimizers
 from mllm_align.modules.order import stable_seed
 from mllm_align.modules.preference import batch_figures, finite
 from mllm_align.records import Group
@@ -88,7 +88,8 @@ class PolicyGradientModule(pl.LightningModule):
         return self.estimator.passes
 
     def check(self, groups: Sequence[Group]) -> None:
-        """Any Group has a prompt, and that is all that is needed."""
+        """A prompt is all that is needed. Raises ValueError for one that is too long (`check_prompts`)."""
+        check_prompts([group.example for group in groups], self.policy.processor, self.max_length)
 
     def training_step(self, micro: MicroBatch, batch_idx: int) -> dict[str, Any]:
         if micro.groups:
@@ -131,9 +132,7 @@ class PolicyGradientModule(pl.LightningModule):
         """
         return collapsed({name: [v for _, v in rows] for name, rows in scalars.items()}, self.collapse)
 
-    def configure_optimizers(self) -> Any:
-        trainer: Any = self.trainer
-        return self.optimise.configure(self.policy, trainer.datamodule.total_steps)
+    configure_optimizers = configure_optimizers
 
     def _drawn(self, micro: MicroBatch) -> tuple[Batch, Tensor, Figures]:
         """Responses of the policy as it is, their rewards (B, k) as the annotator gives them, and figures."""
@@ -147,8 +146,7 @@ class PolicyGradientModule(pl.LightningModule):
         if not self.estimator.has_values:
             return response_logprobs(self.model, batch), None
         logprobs, states = logprobs_and_states(self.model, batch)
-        layer = head(self.policy, VALUE_HEAD)
-        values = layer(states.to(layer.weight.dtype)).float().squeeze(-1)  # (B, k, R)
+        values = read(self.policy, VALUE_HEAD, states)  # (B, k, R)
         return logprobs, values * batch.response_mask
 
     def _rollout(self, batch: Batch, rewards: Tensor, logprobs: Tensor, values: Tensor | None) -> Rollout:
@@ -176,12 +174,7 @@ def rewards_of(annotator: Annotator, groups: Sequence[Group]) -> Tensor:
     if len(sizes) > 1:
         raise ValueError(f"prompts have {sorted(sizes)} responses; the sampler must draw as many for each")
     judgements = annotator.judge(groups)
-    for group, judgement in zip(groups, judgements, strict=True):
-        if not all(math.isfinite(score) for score in judgement.scores):
-            raise ValueError(
-                f"example {group.example.id!r}: the annotator scores {list(judgement.scores)}; rewards must be "
-                "finite numbers"
-            )
+    check_finite(groups, judgements)
     return torch.tensor([judgement.scores for judgement in judgements], dtype=torch.float32)
 
 

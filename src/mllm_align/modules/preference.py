@@ -16,7 +16,7 @@ from mllm_align.models.load import Policy
 from mllm_align.modules.batches import Collate, MicroBatch
 from mllm_align.modules.figures import Figures, counted, figure
 from mllm_align.modules.objective import LOGPROBS, Loss, objective
-from mllm_align.modules.optimise import Optimise
+from mllm_align.modules.optimise import Optimise, configure_optimizers
 from mllm_align.modules.reference import Table, check_table, look_up
 from mllm_align.records import Group
 
@@ -46,12 +46,7 @@ class PreferenceModule(pl.LightningModule):
 
     def check(self, groups: Sequence[Group]) -> None:
         """Raises ValueError, before training, for a Group that could not be trained on."""
-        for group in groups:
-            if not group.preferences:
-                raise ValueError(
-                    f"example {group.example.id!r} has no preference among its responses; an offline method "
-                    "needs one a group: annotate the set, or leave out its ties"
-                )
+        check_preferred(groups)
         if self.reference is not None:
             check_table(self.reference, groups)
 
@@ -71,9 +66,17 @@ class PreferenceModule(pl.LightningModule):
         reference = None if self.reference is None else look_up(self.reference, batch)
         return train_on(self, micro, batch, reference)[0]
 
-    def configure_optimizers(self) -> Any:
-        trainer: Any = self.trainer
-        return self.optimise.configure(self.policy, trainer.datamodule.total_steps)
+    configure_optimizers = configure_optimizers
+
+
+def check_preferred(groups: Sequence[Group]) -> None:
+    """Raises ValueError naming the first Group without a preference."""
+    for group in groups:
+        if not group.preferences:
+            raise ValueError(
+                f"example {group.example.id!r} has no preference among its responses; training on given pairs needs "
+                "one a group: annotate the set, or leave out its ties"
+            )
 
 
 def train_on(
@@ -124,6 +127,3 @@ def checked_reduction(logprobs: str) -> str:
     if logprobs not in LOGPROBS:
         raise ValueError(f"logprobs is {logprobs!r}; it must be one of {', '.join(LOGPROBS)}")
     return logprobs
-
-
-__all__ = ["Figures", "NonFiniteLoss", "PreferenceModule"]

@@ -6,7 +6,7 @@ in nats, 0 at padding. How a method weighs and reduces them is no concern of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +26,8 @@ def reference_logprobs(
     *,
     precision: str = "32-true",
     max_length: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """The table of a preference set: example id -> (k, R) float32, on the CPU, R the longest response's tokens.
-
-    `progress` hears of Groups done.
 
     Raises ValueError if two Groups share an id: the table could hold only one of them.
     """
@@ -47,8 +44,6 @@ def reference_logprobs(
             group.example.id: row[: len(group.responses), :width].clone()
             for group, row, width in zip(part, logprobs, widths, strict=True)
         }
-        if progress:
-            progress(len(part))
     return table
 
 

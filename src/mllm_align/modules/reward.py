@@ -17,8 +17,8 @@ from mllm_align.models.heads import REWARD_HEAD, add_head, rewards, save_head
 from mllm_align.models.load import Policy
 from mllm_align.modules.batches import Collate, MicroBatch
 from mllm_align.modules.figures import Figures, figure
-from mllm_align.modules.optimise import Optimise
-from mllm_align.modules.preference import batch_figures, finite
+from mllm_align.modules.optimise import Optimise, configure_optimizers
+from mllm_align.modules.preference import batch_figures, check_preferred, finite
 from mllm_align.records import Group
 
 
@@ -39,12 +39,7 @@ class RewardModule(pl.LightningModule):
 
     def check(self, groups: Sequence[Group]) -> None:
         """Raises ValueError, before training, for a Group without a preference."""
-        for group in groups:
-            if not group.preferences:
-                raise ValueError(
-                    f"example {group.example.id!r} has no preference among its responses; a reward model learns "
-                    "from pairs: annotate the set, or leave out its ties"
-                )
+        check_preferred(groups)
 
     @property
     def collate(self) -> Collate | None:
@@ -58,9 +53,7 @@ class RewardModule(pl.LightningModule):
         figures |= batch_figures(batch)
         return {"loss": finite(total * micro.plan.scale, micro), "figures": figures}
 
-    def configure_optimizers(self) -> Any:
-        trainer: Any = self.trainer
-        return self.optimise.configure(self.policy, trainer.datamodule.total_steps)
+    configure_optimizers = configure_optimizers
 
     def save_beside(self, folder: Path) -> None:
         """Write the head into the adapter's folder; `fit` calls it."""

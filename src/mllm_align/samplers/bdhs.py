@@ -22,10 +22,7 @@ from mllm_align.records import Group, Preference, Response
 from mllm_align.samplers.corruption import Corruption, Inputs
 from mllm_align.samplers.reference import reference_answer
 from mllm_align.samplers.sentences import Cut, Spelling, completed, cut, full_stops, spell
-from mllm_align.samplers.statistics import statistics
 from mllm_align.similarity.base import Similarity
-
-__all__ = ["BDHS", "statistics"]
 
 # Images of so many batches are held at a time: their features are computed once and serve every iteration.
 BATCHES_HELD = 4
@@ -73,6 +70,12 @@ class BDHS:
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}: an answer takes at least 1")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: choose 1 or more")
+        if not 0 <= self.swap <= 1:
+            raise ValueError(f"swap={self.swap}: it is a probability, 0 to 1")
+        if not -1 <= self.eps_s <= 1:
+            raise ValueError(f"eps_s={self.eps_s}: it bounds a cosine, -1 to 1")
         if self.positions not in ("keep", "collapse"):
             raise ValueError(f"positions={self.positions!r}; choose keep or collapse")
 
@@ -141,7 +144,7 @@ class BDHS:
             )
         ]
         written = complete(
-            policy, inputs.prepared, attempts, stops=full_stops(policy.processor), seed=seed, **self._decoding()
+            policy, inputs.prepared, attempts, stops=full_stops(policy), seed=seed, **self._decoding()
         )  # fmt: skip
         return [
             joined(made, completed(made, spelling, tokens, policy.processor))

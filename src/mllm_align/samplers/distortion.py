@@ -36,6 +36,10 @@ class PovidDistortion:
     batch_size: int = 32
     source: str = "povid_distortion"
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: choose 1 or more")
+
     def sample(self, policy: Policy, groups: Sequence[Group], seed: int) -> list[Group]:
         """One Group a Group, in order; without a preference where the noise changed no word. Raises ValueError
         for a Group without a reference answer.

@@ -8,7 +8,7 @@ from typing import Any
 
 from mllm_align.compute.decoding import generate
 from mllm_align.compute.packing import text_of
-from mllm_align.models.load import Policy
+from mllm_align.models.load import Policy, end_token
 from mllm_align.records import Group, Response
 
 
@@ -48,6 +48,4 @@ def _scorable(response: Response, processor: Any) -> Response:
     if image_token not in ids:
         return response
     kept = ids[: ids.index(image_token)]
-    return replace(
-        response, token_ids=kept or (processor.tokenizer.eos_token_id,), text=text_of(kept, processor)
-    )
+    return replace(response, token_ids=kept or (end_token(processor),), text=text_of(kept, processor))

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from mllm_align.compute.decoding import stop_tokens
 from mllm_align.compute.packing import response_tokens
-from mllm_align.models.load import answer_lead, prompt_text
+from mllm_align.models.load import Policy, answer_lead, prompt_text, without_image_token
 
 _END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|(?<=\S)(?=\s*\n)")
 _YES_NO = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
@@ -145,12 +146,12 @@ def _is_blank(piece: str) -> bool:
     return piece.isspace() and "\n" not in piece
 
 
-def full_stops(processor: Any) -> tuple[int, ...]:
-    """Every token with a full stop in it, and the end token: a completion ends with the first of them."""
-    tokenizer = processor.tokenizer
+def full_stops(policy: Policy) -> tuple[int, ...]:
+    """Every token with a full stop in it, and those that end an answer: a completion ends with the first of them."""
+    tokenizer = policy.processor.tokenizer
     special = set(tokenizer.all_special_ids)
     stops = {i for token, i in tokenizer.get_vocab().items() if "." in token and i not in special}
-    return tuple(sorted(stops | {tokenizer.eos_token_id}))
+    return tuple(sorted(stops.union(stop_tokens(policy))))
 
 
 def completed(
@@ -166,7 +167,8 @@ def completed(
 def _tail(made: Cut, before: list[int], own: list[int], processor: Any) -> str:
     """A tokenizer may give a word's space only when it sees what stands before it, so both are decoded."""
     head, whole = _decode(before, processor), _decode([*before, *own], processor)
-    tail = (whole[len(head) :] if whole.startswith(head) else _decode(own, processor)).rstrip()
+    tail = whole[len(head) :] if whole.startswith(head) else _decode(own, processor)
+    tail = without_image_token(processor, tail).rstrip()
     return tail if made.head.strip() else tail.lstrip()
 
 

@@ -1,7 +1,9 @@
 """The oracle: what a text claims, and what of it is true of a scene.
 
 `parse` reads claims from any text, `check` judges each, `score` makes one number of them. Text that it can't
-read makes no claim; `unparsed` reports it.
+read makes no claim; `unparsed` reports it. It knows the world's own language: of negations "no" before a noun and
+"nothing" of a place. Another one is not seen, and its object counts as mentioned: the dog in "no cats or dogs",
+"without a dog" and "zero dogs".
 """
 
 from __future__ import annotations
@@ -202,11 +204,6 @@ def is_true(text: str, scene: Scene, prompt: str | None = None) -> bool:
 def mentioned_objects(text: str) -> list[Mentioned]:
     """Every thing that the text says is there, the sign included, in order; negated mentions are left out."""
     return [Mentioned(m.kind, m.noun) for s in sentences(text) for m in s.mentions if not m.negated]
-
-
-def hallucinated_objects(text: str, scene: Scene) -> list[Mentioned]:
-    """The mentioned things that are not in the scene."""
-    return [m for m in mentioned_objects(text) if not _present(m.kind, scene)]
 
 
 def present_objects(scene: Scene) -> frozenset[str]:

@@ -151,11 +151,6 @@ class Scene:
         return f"scenes/{self.split}/{self.index}"
 
     @functools.cached_property
-    def content_id(self) -> str:
-        """A hash of what is true of the scene; nuisances don't count."""
-        return _content_digest(self.context, [(t.kind, t.colour, t.place) for t in self.things], self.sign)
-
-    @functools.cached_property
     def entities(self) -> tuple[Entity, ...]:
         """One per kind, in the order of `things`."""
         groups: dict[str, list[Thing]] = {}

@@ -40,6 +40,10 @@ class SceneClaims:
 
     words: float = 0.2
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.words <= 1:
+            raise ValueError(f"similarity.words={self.words}: it is a share, 0 to 1")
+
     def __call__(self, texts_a: Sequence[str], texts_b: Sequence[str]) -> list[float]:
         return [self._cosine(a, b) for a, b in zip(texts_a, texts_b, strict=True)]
 

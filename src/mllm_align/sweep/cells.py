@@ -10,6 +10,8 @@ import yaml
 from mllm_align.record import run_folder
 from mllm_align.store import Stage
 
+DRIVER = ("sweep.", "plan=", "outputs=", "hydra.", "hydra/")  # overrides that say how to run, not what
+
 
 class Cell(Protocol):
     """What a pipeline says about one composed config before it runs: `plan(config) -> Cell`.
@@ -116,8 +118,18 @@ def check(
             new.folder(Path())
             _same_folder_same_key(planned.setdefault((new.cell.label, new.cell.seed), new), new)
         except Exception as error:
-            refused.append(Refused(tuple(item), f"{type(error).__name__}: {error}"))
+            refused.append(Refused(tuple(item), f"{type(error).__name__}: {_first_paragraph(str(error))}"))
     return list(planned.values()), refused
+
+
+def drives(override: str) -> bool:
+    """Whether an override is read once for the whole sweep."""
+    return override.lstrip("+~").startswith(DRIVER)
+
+
+def _first_paragraph(text: str) -> str:
+    """In one line; what Hydra adds, lists of all options and search paths, would hide the next cell's reason."""
+    return " ".join(text.strip().partition("\n\n")[0].split())
 
 
 def _same_folder_same_key(old: Planned, new: Planned) -> None:

@@ -8,13 +8,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,6 +35,8 @@ from mllm_align.sweep.run import Settings, run_plan
 from mllm_align.tables.spec import read_spec
 
 REFUSED = 2
+# Groups that a row of a table chooses.
+OF_ROWS = ("experiment", "alignment", "dataset", "sampler", "annotator")
 STOPPED = 130
 
 Overrides = list[tuple[str, ...]]
@@ -69,11 +72,11 @@ def drive(
     Raises SystemExit: 2 where a cell was refused and nothing ran, 1 where one failed, 130 after Ctrl-C.
     """
     console = terminal.console()
-    _drop_hydras_copy(master)
     try:
         settings = _settings(config)
         overrides = _expand(jobs, config, loader)
         cells, refused = check(overrides, partial(_compose, loader, master), load(config.plan))
+        name = sweep_name(config.name or config.table, cells)
     except ValueError as error:
         console.print(Text(str(error)), soft_wrap=True)
         sys.exit(REFUSED)
@@ -85,7 +88,6 @@ def drive(
     if config.estimate_only:
         return _estimated(cells)
     store = Store(config.store)
-    name = sweep_name(config.name or config.table, cells)
     cells = [_named(planned, name) for planned in cells]
     plan = make_plan(cells, store, settings.outputs, settings.workers)
     show(plan, console, settings.workers, settings.threads)
@@ -143,6 +145,7 @@ def _expand(
         origin, written = f"sweep.cells={config.cells}", read_rows(Path(config.cells))
     elif config.table is not None:
         origin, written = f"sweep.table={config.table}", _table_rows(config.table, loader)
+        _check_rows_stay(jobs, config.table)
     else:
         return [tuple(job) for job in jobs]
     parser = OverridesParser.create(config_loader=loader)
@@ -153,6 +156,16 @@ def _expand(
         for row in batch
     ]
     return cross(jobs, rows, origin)
+
+
+def _check_rows_stay(jobs: Sequence[Sequence[str]], table: str) -> None:
+    """The command line would win over what a row's experiment chooses, and the row keep its name."""
+    for override in dict.fromkeys(override for job in jobs for override in job):
+        if override.partition("=")[0] in OF_ROWS:
+            raise ValueError(
+                f"sweep.table={table}: {override} would make other rows of the table's, under their names; leave it "
+                "out, or write a table of your own (docs/tables.md)"
+            )
 
 
 def _table_rows(name: str, loader: ConfigLoader) -> list[tuple[str, ...]]:
@@ -170,7 +183,7 @@ def _table_rows(name: str, loader: ConfigLoader) -> list[tuple[str, ...]]:
 def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """One cell's config as plain data. Raises where a value is missing, or set out of the sweep's sight."""
     config = loader.load_sweep_config(master, list(overrides))
-    for name in ("sweep", "hydra.launcher", "hydra.sweeper"):
+    for name in ("sweep", "outputs", "hydra.launcher", "hydra.sweeper"):
         if _plain(config, name) != _plain(master, name):
             raise ValueError(
                 f"this cell sets {name}, which is read once for the whole sweep: give it on the command "
@@ -232,19 +245,8 @@ def _given(master: DictConfig) -> list[str]:
 
 
 def _program(config: LauncherConfig) -> str:
-    """The program's call with the options by which Hydra found its configs (`--config-dir` and the like)."""
-    options = [
-        argument if "=" in argument else f"{argument}={sys.argv[index + 1]}"
-        for index, argument in enumerate(sys.argv)
-        if argument.startswith(("--config-dir", "--config-name", "--config-path"))
-    ]
+    """The program's call with the options by which Hydra found its configs (`--config-dir` or `-cd`, and the like)."""
+    given = vars(get_args_parser().parse_known_args(sys.argv[1:])[0])
+    names = ("config_path", "config_name", "config_dir")
+    options = [f"--{name.replace('_', '-')}={given[name]}" for name in names if given[name]]
     return shlex.join([*shlex.split(config.command), *options])
-
-
-def _drop_hydras_copy(master: DictConfig) -> None:
-    """Hydra's sweeper has saved multirun.yaml, secrets and all; the records hold what is needed."""
-    folder = Path(str(master.hydra.sweep.dir))
-    (folder / "multirun.yaml").unlink(missing_ok=True)
-    with suppress(OSError):  # left where it is in use
-        folder.rmdir()
-        folder.parent.rmdir()

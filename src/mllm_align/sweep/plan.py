@@ -12,7 +12,7 @@ from rich.text import Text
 from mllm_align.record import read_record
 from mllm_align.redact import redact_overrides
 from mllm_align.store import Stage, Store
-from mllm_align.sweep.cells import Planned
+from mllm_align.sweep.cells import Planned, drives
 
 # Cells and stages without an estimate that are named.
 SHOWN_UNKNOWN = 3
@@ -37,7 +37,8 @@ class Plan:
 def make_plan(cells: Sequence[Planned], store: Store, outputs: Path, workers: int) -> Plan:
     """Checks every finished run and every stored stage that is needed against its checksums."""
     finished = [planned for planned in cells if planned.cell.finished(outputs)]
-    pending = [planned for planned in cells if planned not in finished]
+    names = {planned.name for planned in finished}
+    pending = [planned for planned in cells if planned.name not in names]
     continued = [
         planned for planned in pending if read_record(planned.folder(outputs)).get("key") == planned.cell.key
     ]
@@ -72,13 +73,17 @@ def _missing(pending: Sequence[Planned], store: Store) -> dict[str, Stage]:
 def _estimate(
     pending: Sequence[Planned], missing: dict[str, Stage], store: Store, workers: int
 ) -> tuple[float | None, tuple[str, ...]]:
-    """Seconds if the workers share the work evenly, and the names of what nothing is known about."""
+    """Seconds if the workers share the work evenly, and the names of what nothing is known about.
+
+    None where most cells were never timed: the sum of the others says nothing about the whole.
+    """
     cells = {planned.cell.label: planned.cell.estimate_seconds() for planned in pending}
     stages = {stage.name: store.typical_seconds(stage.name) for stage in missing.values()}
     unknown = [name for name, seconds in {**cells, **stages}.items() if seconds is None]
     total = sum(cells[planned.cell.label] or 0.0 for planned in pending)
     total += sum(stages[stage.name] or 0.0 for stage in missing.values())
-    known = total > 0 or not pending
+    timed = sum(cells[planned.cell.label] is not None for planned in pending)
+    known = (total > 0 and 2 * timed >= len(pending)) or not pending
     return (total / max(1, min(workers, len(pending))) if known else None), tuple(unknown)
 
 
@@ -127,11 +132,11 @@ def _seeds_in_words(plan: Plan, label: str) -> list[str]:
 
 
 def own_settings(cells: Sequence[Planned]) -> dict[str, tuple[str, ...]]:
-    """Label -> the overrides that not every cell has, without the seed: what a label's hash stands for."""
+    """Label -> the overrides that not every cell has, without the seed and how to run: what its hash stands for."""
     told = {planned.cell.label: redact_overrides(planned.overrides) for planned in cells}
     shared = set.intersection(*map(set, told.values())) if len(told) > 1 else set()
     return {
-        label: tuple(o for o in overrides if o not in shared and not o.startswith("seed="))
+        label: tuple(o for o in overrides if o not in shared and not drives(o) and not o.startswith("seed="))
         for label, overrides in told.items()
     }
 
@@ -157,7 +162,7 @@ def _time_text(plan: Plan) -> str:
     if not plan.pending:
         return "nothing to run"
     if plan.seconds is None:
-        return "unknown (no earlier run of these cells)"
+        return "unknown (most of these cells were never timed)"
     named = list(plan.unknown[:SHOWN_UNKNOWN])
     if len(plan.unknown) > SHOWN_UNKNOWN:
         named.append(f"{len(plan.unknown) - SHOWN_UNKNOWN} more")

@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 from mllm_align.sweep.preload import VARIABLE
-from mllm_align.sweep.worker import INTERRUPTED, THREAD_VARIABLES, Order, work
+from mllm_align.sweep.worker import THREAD_VARIABLES, Order, work
 
 PRELOADER = "mllm_align.sweep.preload"
 LINGER = 60.0  # seconds that a process may take to leave after its answer
@@ -28,7 +28,6 @@ class Ending:
 
     metrics: dict[str, float] | None
     reason: str = ""
-    interrupted: bool = False
 
 
 @dataclass
@@ -96,7 +95,7 @@ def ending(one: Running) -> Ending | None:
     one.pipe.close()
     if "metrics" in one.answer:
         return Ending(one.answer["metrics"])
-    return Ending(None, one.answer.get("error") or _code_text(code), interrupted=code == INTERRUPTED)
+    return Ending(None, one.answer.get("error") or _code_text(code))
 
 
 def stop(running: Sequence[Running]) -> None:

@@ -1,5 +1,10 @@
-"""A sweep's own record, outputs/sweeps/<id>/summary.json, kept up to date; and the words at its end."""
+"""A sweep's own record, outputs/sweeps/<id>/summary.json, kept up to date; and the words at its end.
 
+A name may be used again, as the command for the failed cells does: the record is of all cells that were asked for under
+it, those of an earlier command as that one left them.
+"""
+
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,11 +17,10 @@ from rich.console import Console
 from rich.text import Text
 
 from mllm_align.fingerprints import digest
-from mllm_align.redact import is_secret, redact_overrides
+from mllm_align.record import check_folder_name
+from mllm_align.redact import redact_overrides
 from mllm_align.store import Store, write_json, write_text
-from mllm_align.sweep.cells import Planned
-
-DRIVER = ("sweep.", "plan=", "hydra.", "hydra/")  # overrides that say how to run, not what
+from mllm_align.sweep.cells import Planned, drives
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Outcome:
 
 
 class Report:
-    """What has become of each cell; every change is written to summary.json."""
+    """What has become of each cell of this command; every change is written to summary.json."""
 
     def __init__(
         self, name: str, cells: Sequence[Planned], outputs: Path, store: Store, about: dict[str, Any]
@@ -67,19 +71,12 @@ class Report:
         return len(self.cells) - len(self.with_status("waiting", "running"))
 
     def write(self) -> None:
-        rows = [self._row(planned) for planned in self.cells]
-        done = len(self.with_status("found", "finished", "collapsed"))
-        write_json(
-            self.folder / "summary.json",
-            {
-                "id": self.name,
-                **self.about,
-                "began": self.began,
-                "updated": _now(),
-                "finished": done,
-                "cells": rows,
-            },
-        )
+        file = self.folder / "summary.json"
+        rows = [*_read_cells(file), *(self._row(planned) for planned in self.cells)]
+        cells = list({(row["label"], row["seed"]): row for row in rows}.values())
+        done = sum(row["status"] in ("found", "finished", "collapsed") for row in cells)
+        times = {"began": self.began, "updated": _now()}
+        write_json(file, {"id": self.name, **self.about, **times, "finished": done, "cells": cells})
 
     def _row(self, planned: Planned) -> dict[str, Any]:
         return {
@@ -92,8 +89,22 @@ class Report:
         }
 
 
+def _read_cells(summary: Path) -> list[dict[str, Any]]:
+    """The cells of a summary; none where it is not there or damaged."""
+    try:
+        cells = json.loads(summary.read_text(encoding="utf-8"))["cells"]
+        return [cell for cell in cells if {"label", "seed", "status"} <= cell.keys()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
 def sweep_name(wanted: str | None, cells: Sequence[Planned]) -> str:
-    """The name given, else a hash of the cells' keys: the same sweep asked for again has the same folder."""
+    """The name given, else a hash of the cells' keys: the same sweep asked for again has the same folder.
+
+    Raises ValueError for a name that cannot name a folder.
+    """
+    if wanted:
+        check_folder_name("sweep.name", wanted)
     return wanted or digest(sorted(planned.cell.key for planned in cells))[:10]
 
 
@@ -119,10 +130,9 @@ def tell_end(report: Report, console: Console, command: str, driver: Sequence[st
 
 def rerun_command(report: Report, cells: Sequence[Planned], command: str, driver: Sequence[str]) -> str:
     """A command that runs these cells and no others; the cells stand in a file beside the summary."""
-    rows = [[item for item in planned.overrides if not _drives(item)] for planned in cells]
-    secret = sorted(
-        {item.partition("=")[0] for row in rows for item in row if is_secret(item.partition("=")[0])}
-    )
+    rows = [[item for item in planned.overrides if not drives(item)] for planned in cells]
+    hidden = {item for row in rows for item in row if redact_overrides([item]) != [item]}
+    secret = sorted({item.partition("=")[0] for item in hidden})
     file = report.folder / "again.yaml"
     kept = [[item for item in row if item.partition("=")[0] not in secret] for row in rows]
     text = yaml.safe_dump(kept, default_flow_style=None, width=1000, allow_unicode=True)
@@ -134,12 +144,8 @@ def rerun_command(report: Report, cells: Sequence[Planned], command: str, driver
 
 
 def driver_overrides(overrides: Sequence[str]) -> list[str]:
-    """Of a command line, the overrides that say how to run: workers, retries and the like."""
-    return [item for item in overrides if _drives(item) and not item.startswith(("plan=", "hydra.mode="))]
-
-
-def _drives(override: str) -> bool:
-    return override.lstrip("+~").startswith(DRIVER)
+    """Of a command line, the overrides that say how and where to run: workers, retries, outputs and the like."""
+    return [item for item in overrides if drives(item) and not item.startswith(("plan=", "hydra.mode="))]
 
 
 def _in_order(report: Report) -> list[str]:

@@ -114,6 +114,8 @@ class Loop:
         self.attempts.append(Attempt(planned, number, pool.start(self.context, order), builds))
 
     def _look(self, attempt: Attempt) -> None:
+        if attempt not in self.attempts:  # fail_fast has ended it meanwhile
+            return
         ending = pool.ending(attempt.running)
         if ending is None:
             return

@@ -9,13 +9,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mllm_align.benchmarks import stats
-from mllm_align.benchmarks.base import Benchmark, Metric
+from mllm_align.benchmarks.base import Benchmark, Metric, Prediction
 from mllm_align.benchmarks.stats import Counts, Interval
 from mllm_align.tables.load import Run, benchmarks_of, load_runs
 from mllm_align.tables.names import row_names
@@ -24,6 +26,8 @@ from mllm_align.tables.rows import Cell, Column, Comparison, Row
 
 __all__ = ["compare", "compare_runs", "render_csv", "render_latex", "render_markdown", "render_terminal"]
 
+# What `baseline` may name.
+KINDS = ("the rows", "the labels", "the alignments", "the samplers")
 # Agreement asked of metrics.json and the metrics computed here from the predictions.
 AGREE = 1e-6
 
@@ -35,7 +39,7 @@ def compare(
     draws: int = stats.DRAWS,
     level: float = stats.LEVEL,
 ) -> Comparison:
-    """Compares the runs in these folders with those whose alignment is `baseline`."""
+    """Compares the runs in these folders with those that `baseline` names (see `_baselines`)."""
     return compare_runs(load_runs(run_dirs), baseline, draws=draws, level=level)
 
 
@@ -53,8 +57,7 @@ def compare_runs(
     scorers |= benchmarks or {}
     columns = _columns(rows, scorers)
     filled, notes = fill(rows, lambda row: _baseline_for(row, rows), columns, scorers, draws, level)
-    if not any(row.baseline and row.done for row in rows):
-        notes.append(f"no finished run has alignment={baseline}, so there are no differences to it")
+    notes += _without_baseline(rows, baseline)
     return Comparison(filled, columns, baseline, level, draws, tuple(dict.fromkeys(notes)))
 
 
@@ -86,11 +89,37 @@ def _rows(runs: Sequence[Run], baseline: str) -> list[Row]:
     for run in runs:
         labels.setdefault(run.label, []).append(run)
     names = row_names({label: group[0] for label, group in labels.items()})
-    rows = [_row(names[label], group, baseline) for label, group in labels.items()]
+    baselines = _baselines({label: group[0] for label, group in labels.items()}, names, baseline)
+    rows = [_row(names[label], group, label in baselines) for label, group in labels.items()]
     return sorted(rows, key=lambda row: (not row.baseline, row.dataset, row.name))
 
 
-def _row(name: str, runs: Sequence[Run], baseline: str) -> Row:
+def _baselines(runs: Mapping[str, Run], names: Mapping[str, str], wanted: str) -> set[str]:
+    """The labels that `wanted` means: a row's name, a label, an alignment or a sampler, the first that there is.
+
+    None where nobody ran without training (`none`). Raises ValueError for another name that nothing has.
+    """
+    kinds = [
+        dict(names),
+        {label: label for label in runs},
+        *(
+            {label: run.axes.get(axis, "") for label, run in runs.items()}
+            for axis in ("alignment", "sampler")
+        ),
+    ]
+    for kind in kinds:
+        if found := {label for label, name in kind.items() if name == wanted}:
+            return found
+    if wanted == "none":
+        return set()
+    known = [
+        f"{what} {', '.join(sorted({*kind.values()} - {''}))}"
+        for what, kind in zip(KINDS, kinds, strict=True)
+    ]
+    raise ValueError(f"baseline={wanted} is no row: there are {'; '.join(known)}")
+
+
+def _row(name: str, runs: Sequence[Run], baseline: bool) -> Row:
     axes = runs[0].axes
     method = axes.get("alignment", runs[0].label)
     failures = tuple(
@@ -103,18 +132,35 @@ def _row(name: str, runs: Sequence[Run], baseline: str) -> Row:
         dataset=axes.get("dataset", "none"),
         name=name,
         runs=tuple(runs),
-        baseline=method == baseline,
+        baseline=baseline,
         notes=failures,
     )
 
 
 def _baseline_for(row: Row, rows: Sequence[Row]) -> Row | None:
     """The finished baseline of the same base model: that of the same dataset, else the first."""
-    if row.baseline:
+    if row.baseline or not row.done:
         return None
-    axis = row.runs[0].axes.get("base_model")
-    fitting = [b for b in rows if b.baseline and b.done and b.runs[0].axes.get("base_model") == axis]
+    fitting = [b for b in rows if b.baseline and b.done and _model(b) == _model(row)]
     return next((b for b in fitting if b.dataset == row.dataset), fitting[0] if fitting else None)
+
+
+def _model(row: Row) -> tuple[object, ...]:
+    """The base model of a row's runs: `base_model=local` is any folder, and its precision changes the answers."""
+    run = row.done[0]
+    base = run.config.get("base_model") or {}
+    return run.axes.get("base_model"), base.get("path"), base.get("dtype"), bool(base.get("four_bit"))
+
+
+def _without_baseline(rows: Sequence[Row], baseline: str) -> list[str]:
+    if not any(row.baseline and row.done for row in rows):
+        return [f"no finished run is {baseline}, so there are no differences to it"]
+    return [
+        f"{row.name}: no finished run of {baseline} has its base model (folder, dtype and four_bit), so "
+        "there are no differences to it"
+        for row in rows
+        if row.done and not row.baseline and _baseline_for(row, rows) is None
+    ]
 
 
 def _columns(rows: Sequence[Row], scorers: Mapping[str, Benchmark]) -> tuple[Column, ...]:
@@ -145,12 +191,20 @@ def _all_counts(rows: Sequence[Row], scorers: Mapping[str, Benchmark]) -> tuple[
                 problems.append(f"benchmark {name} is not known here: its figures have no intervals")
                 continue
             try:
-                counts[run.folder, name] = scorers[name].counts(run.predictions(name))
+                predictions = run.predictions(name)
+                found = replace(scorers[name].counts(predictions), asked=_asked(predictions))
             except (OSError, ValueError, KeyError) as error:
                 problems.append(f"{run.label} seed {run.seed}: no intervals for {name} ({error})")
                 continue
-            problems += _disagreement(run, name, scorers[name], counts[run.folder, name])
+            counts[run.folder, name] = found
+            problems += _disagreement(run, name, scorers[name], found)
     return counts, problems
+
+
+def _asked(predictions: Sequence[Prediction]) -> str:
+    """A digest of the questions, whatever their order."""
+    questions = sorted(json.dumps([row.get("id"), row.get("prompt")]) for row in predictions)
+    return hashlib.sha256("\n".join(questions).encode()).hexdigest()
 
 
 def _disagreement(run: Run, name: str, scorer: Benchmark, counts: Counts) -> list[str]:
@@ -180,6 +234,10 @@ def _cells(
         runs = [run for run in row.done if name in run.metrics]
         if not runs:
             continue
+        if lacking := [str(run.seed) for run in row.done if run not in runs]:
+            notes.append(
+                f"{name}: not answered by seed {', '.join(lacking)}, so its figures are of the others"
+            )
         if any((run.folder, name) not in counts for run in runs):
             cells |= _bare_cells(runs, wanted)
             continue

@@ -13,7 +13,8 @@ import numpy as np
 
 from mllm_align.records import Group
 from mllm_align.store import write_text
-from mllm_align.tables.samples import TEMPLATES, data_uri
+from mllm_align.tables.page import render_page
+from mllm_align.tables.samples import data_uri
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,14 @@ def write_page(
     seed: int = 0,
 ) -> Path:
     """The page of `number` Groups drawn at random, with `lines` about the set above them. -> its path"""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = np.random.default_rng(seed).permutation(len(groups))[:number]
-    page = environment.get_template("dataset.html").render(
-        title=title, total=len(groups), seed=seed, lines=lines, rows=[show(groups[i]) for i in drawn]
+    page = render_page(
+        "dataset.html",
+        title=title,
+        total=len(groups),
+        seed=seed,
+        lines=lines,
+        rows=[show(groups[i]) for i in drawn],
     )
     write_text(Path(out), page)
     return Path(out)

@@ -6,16 +6,19 @@ A folder that cannot be read becomes a Run with status `unreadable` and the reas
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from mllm_align.benchmarks.base import Benchmark, read_jsonl
 from mllm_align.record import DONE, RECORD, read_record, read_scalars, run_folder
 from mllm_align.store import load
+
+log = logging.getLogger(__name__)
 
 OWN_BENCHMARKS = "mllm_align.benchmarks."
 
@@ -99,7 +102,7 @@ def load_run(folder: Path) -> Run:
         metrics = _metrics(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         return replace(run, status="unreadable", problem=f"{type(error).__name__}: {error}")
-    if run.done and not metrics:
+    if run.done and not metrics and (run.benchmarks or _tasks(config)):
         return replace(run, config=config, status="unreadable", problem="metrics.json is missing or empty")
     return replace(run, config=config, metrics=metrics)
 
@@ -128,8 +131,11 @@ def find_run(
 
 
 def benchmarks_of(run: Run) -> dict[str, Benchmark]:
-    """The package's own benchmarks of a run, built to score its predictions again."""
-    return _build({**_tasks(run.config), **run.benchmarks})
+    """The package's own benchmarks of a run, built to score its predictions again.
+
+    One that this version has not, or not with these settings, is left out, and the log says why.
+    """
+    return _build({**_tasks(run.config), **run.benchmarks}, f"{run.folder}: ")
 
 
 def benchmarks_in(config: Mapping[str, Any]) -> dict[str, Benchmark]:
@@ -138,17 +144,31 @@ def benchmarks_in(config: Mapping[str, Any]) -> dict[str, Benchmark]:
 
 
 def _tasks(config: Mapping[str, Any]) -> dict[str, Any]:
-    return dict((config.get("benchmark") or {}).get("tasks") or {})
+    benchmark = config.get("benchmark") or {}
+    tasks = benchmark.get("tasks") or {}
+    if isinstance(tasks, Mapping):
+        return dict(tasks)
+    return {f"lmms_eval_{task}": {**benchmark.get("each", {}), "task": task} for task in tasks}
 
 
-def _build(specs: Mapping[str, Any]) -> dict[str, Benchmark]:
+def _build(specs: Mapping[str, Any], where: str = "") -> dict[str, Benchmark]:
     """A `_target_` outside the package is not imported, since a record may come from anyone."""
     built: dict[str, Benchmark] = {}
     for name, entry in specs.items():
         target = entry.get("_target_", "") if isinstance(entry, Mapping) else ""
         if isinstance(target, str) and target.startswith(OWN_BENCHMARKS):
-            built[name] = load(target)(**{k: v for k, v in entry.items() if not k.startswith("_")})
+            try:
+                built[name] = _scorer(load(target), {k: v for k, v in entry.items() if not k.startswith("_")})
+            except (ImportError, OSError, KeyError, TypeError, ValueError) as error:
+                log.warning("%sbenchmark %s cannot be scored again: %s", where, name, error)
     return built
+
+
+def _scorer(kind: Any, settings: Mapping[str, Any]) -> Benchmark:
+    """Raises TypeError for what is no benchmark, before it is called."""
+    if not isinstance(kind, type) or not all(hasattr(kind, name) for name in ("counts", "metrics")):
+        raise TypeError(f"{kind!r} is no benchmark")
+    return cast("Benchmark", kind(**settings))
 
 
 def _metrics(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

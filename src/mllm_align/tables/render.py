@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mllm_align.benchmarks.stats import Interval
@@ -13,6 +13,7 @@ from mllm_align.tables.rows import Cell, Column, Comparison, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 MISSING = "–"
@@ -53,13 +54,23 @@ def title(column: Column) -> str:
     return f"{column.metric.title} {column.arrow}".strip()
 
 
+def interval_text(comparison: Comparison) -> str:
+    """What the intervals of the differences are: a bootstrap, Student's t, or the one or the other."""
+    found = [cell.difference for row in comparison.rows for cell in row.cells.values() if cell.difference]
+    several = [interval.method.startswith("t over") for interval in found]
+    level = f"{comparison.level:.0%}"
+    if not any(several):
+        return f"{level} bootstrap interval over images"
+    student = f"{level} Student's t interval over seeds and images"
+    return student if all(several) else f"{student} (one seed: bootstrap over images)"
+
+
 def explanation(comparison: Comparison) -> str:
     """How to read the table, in two sentences."""
-    over = "images" if all(len(row.done) < 2 for row in comparison.rows) else "seeds and images"
     percent = "Shares in percent. " if any(column.metric.percent for column in comparison.columns) else ""
     return (
-        f"{percent}Difference to {comparison.baseline} with a {comparison.level:.0%} bootstrap interval over "
-        f"{over} (up to {comparison.images:,} images, the same on both sides). "
+        f"{percent}Difference to {comparison.baseline} with a {interval_text(comparison)} (up to "
+        f"{comparison.images:,} images, the same on both sides). "
         f"* p < 0.05 after Holm's correction for {comparison.comparisons} comparisons."
     )
 
@@ -70,13 +81,25 @@ STYLES = {"better": "bold green", "worse": "bold red", "": ""}
 
 
 def render_terminal(comparison: Comparison, width: int = 100) -> RenderableType:
-    """A rich renderable for `Console.print`: the main metrics that fit the width, and what went wrong."""
-    from rich import box
+    """A rich renderable for `Console.print`: the main metrics, in as many blocks as the width asks for, and what went
+    wrong.
+    """
     from rich.console import Group
+    from rich.text import Text
+
+    names = max([len(row.name) for row in comparison.rows], default=3)
+    blocks = fitting(
+        comparison.main, width - min(names, 34) - 12, lambda column: 3 + _width(comparison, column)
+    )
+    tables = [_terminal_block(comparison, columns) for columns in blocks]
+    return Group(*tables, Text(explanation(comparison), style="dim"), *terminal_problems(comparison))
+
+
+def _terminal_block(comparison: Comparison, columns: Sequence[Column]) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = _fitting(comparison, width)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("run", max_width=34)
     table.add_column("seeds", justify="right")
@@ -86,26 +109,31 @@ def render_terminal(comparison: Comparison, width: int = 100) -> RenderableType:
         cells = [_terminal_cell(row, column) for column in columns]
         style = "bold" if row.baseline else ("" if row.done else "red")
         table.add_row(Text(row.name, style=style), seeds_text(row), *cells)
-    left_out = comparison.main[len(columns) :]
-    notes = [Text(explanation(comparison), style="dim")]
-    if left_out:
-        notes.append(Text(f"Not shown here: {', '.join(c.metric.title for c in left_out)}.", style="dim"))
-    notes += [Text(f"! {text}", style="red") for text in problems(comparison)]
-    return Group(table, *notes)
+    return table
 
 
-def _fitting(comparison: Comparison, width: int) -> Sequence[Column]:
-    """As many main columns as fit; at least one."""
-    left = width - min(max([len(row.name) for row in comparison.rows], default=3), 34) - 12
-    for i, column in enumerate(comparison.main):
-        left -= 3 + max([len(title(column)), *(_cell_width(row, column) for row in comparison.rows)])
-        if left < 0:
-            return comparison.main[: max(1, i)]
-    return comparison.main
+def fitting(columns: Sequence[Column], room: int, width: Callable[[Column], int]) -> list[list[Column]]:
+    """The columns in blocks that each fit in `room` characters, or are of one column; at least one block."""
+    blocks: list[list[Column]] = [[]]
+    left = room
+    for column in columns:
+        left -= width(column)
+        if left < 0 and blocks[-1]:
+            blocks.append([])
+            left = room - width(column)
+        blocks[-1].append(column)
+    return blocks
 
 
-def _cell_width(row: Row, column: Column) -> int:
-    return max(map(len, _terminal_cell(row, column).plain.split("\n")))
+def terminal_problems(comparison: Comparison) -> list[Text]:
+    from rich.text import Text
+
+    return [Text(f"! {text}", style="red") for text in problems(comparison)]
+
+
+def _width(comparison: Comparison, column: Column) -> int:
+    lines = [line for row in comparison.rows for line in _terminal_cell(row, column).plain.split("\n")]
+    return max(map(len, [title(column), *lines]))
 
 
 def _terminal_cell(row: Row, column: Column) -> Text:
@@ -167,7 +195,8 @@ def _plain_cell(row: Row, column: Column) -> str:
 def markdown_text(text: str) -> str:
     """Nothing in a cell can break the table or become markup."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_|~])", r"\\\1", text)
+    text = re.sub(r"([\\`*_|~])", r"\\\1", text)
+    return re.sub(r"\](?=[(\[:])", r"\\]", text)  # of a link or an image; an interval stays as it is
 
 
 # --- CSV ---------------------------------------------------------------------------------------------------
@@ -201,12 +230,15 @@ def render_csv(comparison: Comparison) -> str:
         for column in comparison.columns:
             if (cell := row.cells.get(column.key)) is not None:
                 writer.writerow(
-                    [*map(csv_text, head), column.benchmark, column.metric.name, *_csv_cell(cell)]
+                    [*map(csv_text, head), column.benchmark, column.metric.name, *csv_figures(cell)]
                 )
     return text.getvalue()
 
 
-def _csv_cell(cell: Cell) -> list[object]:
+def csv_figures(cell: Cell | None) -> list[object]:
+    """From `images` to `method_of_interval`; empty where there are no figures."""
+    if cell is None:
+        return [""] * 10
     value, change = cell.value, cell.difference
     changes = ["", "", "", ""] if change is None else [change.value, change.low, change.high, change.p]
     adjusted = "" if cell.p_adjusted is None else cell.p_adjusted

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING
 from mllm_align.tables.render import (
     MISSING,
     STYLES,
+    csv_figures,
     csv_text,
+    fitting,
     latex_text,
     markdown_text,
     number,
+    problems,
     seeds_text,
     span,
     star,
+    terminal_problems,
     title,
     verdict,
 )
@@ -30,6 +34,7 @@ from mllm_align.tables.study import NOT_EVALUATED, StudyTable, state
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 
@@ -77,24 +82,28 @@ def explanation(table: StudyTable) -> list[str]:
     return lines
 
 
-def problems(table: StudyTable) -> list[str]:
-    """Everything that is missing or doubtful, one line each."""
-    rows = [f"{row.name}: {note}" for row in table.comparison.rows for note in row.notes]
-    return rows + list(table.comparison.notes)
-
-
 # --- terminal ----------------------------------------------------------------------------------------------
 
 
 def render_terminal(table: StudyTable, width: int = 100) -> RenderableType:
-    """A rich renderable for `Console.print`: the columns that fit the width, and what went wrong."""
-    from rich import box
+    """A rich renderable for `Console.print`: the columns, in as many blocks as it takes, and what went wrong."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     rows = table.comparison.rows
-    columns = _fitting(table, width)
+    names = [len(line) for row in rows for line in _terminal_head(table, row).plain.split("\n")]
+    room = width - min(max(names, default=3), 30) - 11
+    blocks = fitting(table.comparison.columns, room, lambda column: 2 + _width(table, column))
+    notes = [Text(line, style="dim") for line in explanation(table)]
+    tables = [_terminal_block(table, columns) for columns in blocks]
+    return Group(*tables, *notes, *terminal_problems(table.comparison))
+
+
+def _terminal_block(table: StudyTable, columns: Sequence[Column]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     shown = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -106,15 +115,10 @@ def render_terminal(table: StudyTable, width: int = 100) -> RenderableType:
     shown.add_column("seeds", justify="right")
     for column in columns:
         shown.add_column(Text(title(column)), justify="right")
-    for row in rows:
+    for row in table.comparison.rows:
         cells = [_terminal_cell(table, row, column) for column in columns]
         shown.add_row(_terminal_head(table, row), seeds_text(row), *cells)
-    notes = [Text(line, style="dim") for line in explanation(table)]
-    if left_out := table.comparison.columns[len(columns) :]:
-        names = ", ".join(column.metric.title for column in left_out)
-        notes.append(Text(f"Not shown here: {names}.", style="dim"))
-    notes += [Text(f"! {text}", style="red") for text in problems(table)]
-    return Group(shown, *notes)
+    return shown
 
 
 def _terminal_head(table: StudyTable, row: Row) -> Text:
@@ -143,17 +147,10 @@ def _terminal_cell(table: StudyTable, row: Row, column: Column) -> Text:
     return text
 
 
-def _fitting(table: StudyTable, width: int) -> Sequence[Column]:
-    """As many columns as fit; at least one."""
-    rows, columns = table.comparison.rows, table.comparison.columns
-    names = [len(line) for row in rows for line in _terminal_head(table, row).plain.split("\n")]
-    left = width - min(max(names, default=3), 30) - 11
-    for i, column in enumerate(columns):
-        lines = [line for row in rows for line in _terminal_cell(table, row, column).plain.split("\n")]
-        left -= 2 + max(len(title(column)), *map(len, lines))
-        if left < 0:
-            return columns[: max(1, i)]
-    return columns
+def _width(table: StudyTable, column: Column) -> int:
+    rows = table.comparison.rows
+    lines = [line for row in rows for line in _terminal_cell(table, row, column).plain.split("\n")]
+    return max(map(len, [title(column), *lines]))
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------
@@ -174,7 +171,7 @@ def render_markdown(table: StudyTable) -> str:
         lines.append(f"| {' | '.join([*head, *cells])} |")
     for line in [*explanation(table), table.source]:
         lines += ["", markdown_text(line)] if line else []
-    if found := problems(table):
+    if found := problems(table.comparison):
         lines += ["", *(f"- {markdown_text(text)}" for text in found)]
     return "\n".join(lines) + "\n"
 
@@ -209,7 +206,7 @@ def render_csv(table: StudyTable) -> str:
             writer.writerow(
                 [
                     *map(csv_text, [*head, *names]),
-                    *_csv_figures(row, column),
+                    *csv_figures(row.cells.get(column.key)),
                     csv_text(spec.paper or ""),
                     "" if told is None else told.text,
                     change,
@@ -219,23 +216,13 @@ def render_csv(table: StudyTable) -> str:
     return text.getvalue()
 
 
-def _csv_figures(row: Row, column: Column) -> list[object]:
-    cell = row.cells.get(column.key)
-    if cell is None:
-        return [""] * 10
-    value, change = cell.value, cell.difference
-    changes = ["", "", "", ""] if change is None else [change.value, change.low, change.high, change.p]
-    adjusted = "" if cell.p_adjusted is None else cell.p_adjusted
-    return [value.n, value.value, value.low, value.high, *changes, adjusted, value.method]
-
-
 # --- LaTeX -------------------------------------------------------------------------------------------------
 
 
 def render_latex(table: StudyTable) -> str:
     """A booktabs `tabular`: a line of values, one of differences and one of the paper's figures, a row."""
     columns = table.comparison.columns
-    comments = [*explanation(table), table.source, *problems(table)]
+    comments = [*explanation(table), table.source, *problems(table.comparison)]
     lines = [
         *("% " + " ".join(line.split()) for line in comments if line),
         r"\begin{tabular}{l" + "r" * len(columns) + "}",

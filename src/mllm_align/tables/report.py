@@ -7,23 +7,20 @@ records reaches the page through a template that escapes it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mllm_align.benchmarks import stats
 from mllm_align.store import write_text
 from mllm_align.tables import examples as pictures
 from mllm_align.tables import figures, render
-from mllm_align.tables.compare import compare
 from mllm_align.tables.examples import Examples
 from mllm_align.tables.load import Run
+from mllm_align.tables.page import render_page
 from mllm_align.tables.rows import Column, Comparison, Row
 from mllm_align.tables.summary import write_summary
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -36,25 +33,6 @@ class ShownCell:
     verdict: str = ""
 
 
-def write_report(
-    run_dirs: Iterable[str | Path],
-    out_dir: str | Path,
-    title: str = "Alignment study",
-    *,
-    baseline: str = "none",
-    next_steps: Sequence[tuple[str, str]] = (),
-    pictures_shown: int = 6,
-    seed: int = 0,
-    draws: int = stats.DRAWS,
-) -> Path:
-    """Compares the runs in these folders and writes the page. -> its index.html
-
-    `next_steps` are (what it does, command) pairs for the page's end; `seed` draws the pictures.
-    """
-    comparison = compare(run_dirs, baseline, draws=draws)
-    return write_page(comparison, Path(out_dir), title, next_steps, pictures_shown, seed)
-
-
 def write_page(
     comparison: Comparison,
     out: Path,
@@ -63,22 +41,17 @@ def write_page(
     pictures_shown: int = 6,
     seed: int = 0,
 ) -> Path:
-    """The same for a comparison that is there already."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """Writes the page into the folder `out`. -> its index.html
 
+    `next_steps` are (what it does, command) pairs for the page's end; `seed` draws the pictures.
+    """
     chosen = pictures.choose(comparison, pictures_shown, seed)
     write_text(out / "comparison.md", render.render_markdown(comparison))
     write_text(out / "comparison.csv", render.render_csv(comparison))
     write_text(out / "comparison.tex", render.render_latex(comparison))
     write_summary(comparison, chosen, title, out / "summary.png")
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html").render(
+    page = render_page(
+        "report.html",
         title=title,
         comparison=comparison,
         explanation=render.explanation(comparison),

@@ -19,8 +19,8 @@ from mllm_align.records import Group, ImageRef, Response
 from mllm_align.scenes.world import Scene
 from mllm_align.store import write_text
 from mllm_align.tables.examples import contents
+from mllm_align.tables.page import render_page
 
-TEMPLATES = Path(__file__).parent / "templates"
 LARGEST = 420  # pixels of an image's longer side on the page
 
 HEAD, SWAPPED, COMPLETION, PLAIN = "head", "swapped", "completion", "plain"
@@ -59,19 +59,11 @@ def write_samples(
 
     `report` is what the sampling run reported; "below eps_s" in it becomes a small chart (Figure 10).
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     report = dict(report or {})
     decided = [group for group in groups if group.preferences]
     chosen = np.random.default_rng(seed).permutation(len(decided))[:number]
-    page = environment.get_template("samples.html").render(
+    page = render_page(
+        "samples.html",
         title=title,
         total=len(decided),
         seed=seed,

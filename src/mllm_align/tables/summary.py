@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mllm_align.tables import figures
 from mllm_align.tables.examples import FALSE, TRUE, WRONG, Examples, Piece, Shown
-from mllm_align.tables.render import MISSING, number, span, star, title, verdict
+from mllm_align.tables.render import MISSING, interval_text, number, span, star, title, verdict
 from mllm_align.tables.rows import Column, Comparison, Row
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ VERDICTS = {"better": "#18794e", "worse": "#c92a2a", "": figures.FAINT}
 WIDTH = 12.0  # inches
 ROW = 0.46
 LOWER = 4.4
+FOOT = 190  # characters in a line of the footnote
 MOST_ROWS, MOST_COLUMNS, MOST_TOLD = 9, 7, 3
 
 
@@ -92,6 +94,7 @@ def _draw_table(axes: Axes, comparison: Comparison, rows: Sequence[Row], heading
         axes.axhline(top - 0.12 - ROW * (j + 1), color=figures.GRID, linewidth=0.7)
     more = len(comparison.rows) - len(rows)
     foot = (f"{more} more rows are in the report. " if more else "") + _footnote(comparison)
+    foot = textwrap.fill(foot, FOOT)
     axes.text(0, top - 0.12 - ROW * len(rows) - 0.3, foot, fontsize=8, color=figures.FAINT)
 
 
@@ -112,8 +115,8 @@ def _draw_cell(axes: Axes, x: float, y: float, row: Row, column: Column) -> None
 
 def _footnote(comparison: Comparison) -> str:
     return (
-        f"Below each value its difference to {comparison.baseline} with a {comparison.level:.0%} bootstrap "
-        f"interval, {comparison.images:,} images; * p < 0.05 after Holm's correction for "
+        f"Below each value its difference to {comparison.baseline} with a {interval_text(comparison)}, "
+        f"{comparison.images:,} images; * p < 0.05 after Holm's correction for "
         f"{comparison.comparisons} comparisons."
     )
 

@@ -9,6 +9,7 @@ does so, and its denominators begin at 0.001.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,14 +18,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
 from mllm_align.benchmarks.published import lemmas, result
 from mllm_align.benchmarks.published.answers import read_answers, read_text
-from mllm_align.benchmarks.published.joining import Joined, accept, by_id, join
+from mllm_align.benchmarks.published.joining import Joined, accept, by_id, by_order, by_text, join
 from mllm_align.benchmarks.published.questions import check_images, found, image_in, rows_of
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.records import Example
+
+log = logging.getLogger(__name__)
 
 SOURCE = "it is data/ of junyangwang0410/AMBER"
 SIMILAR = 0.8
@@ -114,14 +116,23 @@ class Amber:
     def from_files(self, files: Sequence[Path], partial: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows of answers {id, response}. A dimension without a single answer was not asked, and is named."""
         questions, answers = self.examples(), read_answers(files)
-        joined = join(questions, answers, [by_id()])
+        joined = join(questions, answers, [by_id(), by_text(), by_order(questions, answers)])
         there = {_dimension(questions[number].meta["type"]) for number in joined.answers}
         left = sorted({_dimension(q.meta["type"]) for q in questions} - there)
         asked = {q.id for q in questions if _dimension(q.meta["type"]) in there}
         missing = tuple(name for name in joined.missing if name in asked)
         joined = Joined(joined.answers, joined.way, missing, joined.repeated, joined.unknown)
         accept(joined, partial, "AMBER")
-        return result.rows(questions, joined), {**joined.report(), **({"not asked": left} if left else {})}
+        rows = result.rows(questions, joined)
+        read = [row["prediction"] in ("Yes", "No") for row in rows if row["type"] != GENERATIVE]
+        if not all(read):
+            log.warning(
+                "AMBER: %d of %d answers to questions are not Yes or No to the letter and count as wrong, as in the "
+                "official script; if they say it in other words, cut them to it",
+                len(read) - sum(read),
+                len(read),
+            )
+        return rows, {**joined.report(), **({"not asked": left} if left else {})}
 
     def finish(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The rows; descriptions with their nouns and what became of them."""
@@ -155,16 +166,6 @@ class Amber:
             "valid": ratio(t["valid_nouns"] + answers["valid"], t["responses"] + answers["asked"]),
         }
 
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """1 for a description without a hallucinated noun, and for a right answer; else 0."""
-        return {
-            row["id"]: float(not row["hallucinated"]) if row["type"] == GENERATIVE else float(_right(row))
-            for row in predictions
-        }
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
-
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """As the official script prints it, of the parts that were asked."""
         totals = {name: float(value) for name, value in self.counts(predictions).totals().items()}
@@ -174,7 +175,8 @@ class Amber:
         groups = {"discriminative": tuple(DIMENSIONS), "existence": ("existence",), "attribute": ATTRIBUTE}
         groups |= {name: (name,) for name in (*ATTRIBUTE, "relation")}
         for name, members in groups.items():
-            if sum(totals[f"{member}/asked"] for member in members):
+            asked = [totals[f"{member}/asked"] > 0 for member in members]
+            if all(asked) if name == "discriminative" else any(asked):
                 official[name] = _printed_answers(totals, members, NOTHING if name == "existence" else 0.0001)
         if "generative" in official and "discriminative" in official:
             chair, f1 = official["generative"]["CHAIR"], official["discriminative"]["F1"]
@@ -320,8 +322,8 @@ def _spacy(model: str) -> Any:
         pipeline = spacy.load(model)
     except (ImportError, OSError):
         raise ValueError(
-            f"AMBER's descriptions are scored with spaCy's word vectors {model}; install them with: pip install spacy "
-            f"&& python -m spacy download {model}; or set similarity to null for figures without them, or part to "
-            "discriminative"
+            f"AMBER's descriptions are scored with spaCy's word vectors {model}; install them with: pip install "
+            f"'mllm-align[evaluation]' && python -m spacy download {model}; or set similarity to null for figures "
+            "without them, or part to discriminative"
         ) from None
     return cache(pipeline)

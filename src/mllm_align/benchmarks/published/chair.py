@@ -24,22 +24,11 @@ from mllm_align.benchmarks.published.answers import Answer, AnswerFileError, coc
 from mllm_align.benchmarks.published.joining import Joined, Way, accept, by_id, join
 from mllm_align.benchmarks.published.questions import check_images, image_in
 from mllm_align.benchmarks.published.truth import Truth, objects_file, truth_of
+from mllm_align.benchmarks.recall import COUNTED, SHOWN, counted, rates
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.records import Example
 
 log = logging.getLogger(__name__)
-
-COUNTED = (
-    "hallucinated",
-    "descriptions",
-    "false_mentions",
-    "mentions",
-    "named",
-    "present",
-    "words",
-    "tokens",
-    "valid",
-)
 
 
 @dataclass(frozen=True)
@@ -67,13 +56,7 @@ class Chair:
     ask: str = "Please describe this image in detail."
     max_new_tokens: int = 512
 
-    shown: ClassVar[tuple[Metric, ...]] = (
-        Metric("chair_s", "CHAIR-s", -1, main=True),
-        Metric("recall", "object recall", +1, main=True),
-        Metric("chair_i", "CHAIR-i", -1, main=True),
-        Metric("words", "words", main=True, percent=False),
-        Metric("valid", "descriptions valid", +1),
-    )
+    shown: ClassVar[tuple[Metric, ...]] = SHOWN
 
     def __post_init__(self) -> None:
         if self.variant not in coco.VARIANTS:
@@ -103,10 +86,13 @@ class Chair:
 
     def from_files(self, files: Sequence[Path], partial: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows of a file of captions: any with an image and a text a row, results of a CHAIR script too."""
-        answers = read_answers(files)
-        joined = accept(self._joined(answers), partial, "CHAIR")
-        rows = [_row(joined.answers[number]) for number in sorted(joined.answers)]
+        rows, joined = self.joined(read_answers(files), partial)
         return rows, joined.report()
+
+    def joined(self, answers: Sequence[Answer], partial: bool) -> tuple[list[dict[str, Any]], Joined]:
+        """Prediction rows with their captions' own tokens and objects, and the join that they come from."""
+        joined = accept(self._joined(answers), partial, "CHAIR")
+        return [_row(joined.answers[number]) for number in sorted(joined.answers)], joined
 
     def finish(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The rows with mentions (classes, in order), objects of the image, and the number of tokens."""
@@ -133,28 +119,14 @@ class Chair:
         return done
 
     def counts(self, predictions: Sequence[Prediction]) -> Counts:
-        return sum_by_image(((row["image"], counted(row)) for row in predictions), COUNTED)
+        return sum_by_image(((row["image"], _counted(row)) for row in predictions), (*COUNTED, "tokens"))
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, Array]:
-        return {
-            "chair_s": ratio(totals["hallucinated"], totals["descriptions"]),
-            "chair_i": ratio(totals["false_mentions"], totals["mentions"]),
-            "recall": ratio(totals["named"], totals["present"]),
-            "words": ratio(totals["words"], totals["descriptions"]),
-            "len": 0.01 * ratio(totals["tokens"], totals["descriptions"]),
-            "valid": ratio(totals["valid"], totals["descriptions"]),
-        }
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """1 for a description without a hallucinated mention, else 0."""
-        return {row["id"]: 1.0 - counted(row)["hallucinated"] for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
+        return {**rates(totals), "len": 0.01 * ratio(totals["tokens"], totals["descriptions"])}
 
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """CHAIRs, CHAIRi, Recall and Len as fractions and in percent, with what they are fractions of."""
-        totals, scores = self.counts(predictions).totals(), self.score(predictions)
+        totals, scores = self.counts(predictions).totals(), base.score(self, predictions)
         values = {name: scores[key] for name, key in NAMES.items()}
         official = {
             "counts": {name.replace("_", " "): int(totals[name]) for name in COUNTED[:6]},
@@ -185,7 +157,8 @@ class Chair:
             log.warning(
                 "%s is not there: whether all of it is answered is not checked", objhal_questions.FILE
             )
-        return join([_question(answer) for answer in answers], answers, [by_coco_id()])
+        images = {question.id: question for question in map(_question, answers)}
+        return join(list(images.values()), answers, [by_coco_id()])
 
     def _tokens(self, rows: Sequence[Prediction], table: coco.Table) -> tuple[list[list[str]], str]:
         """Tokens of the captions; those that the answer file has where they can't be made here."""
@@ -215,25 +188,12 @@ NAMES = {"CHAIRs": "chair_s", "CHAIRi": "chair_i", "Recall": "recall"}
 
 
 def by_coco_id() -> Way:
-    """The number of the COCO image."""
-    return Way("COCO image", lambda q: coco_id(q.image.key), lambda a: _number(a.image))
+    """The number of the COCO image, by its name or, without one, by the answer's id."""
+    return Way("COCO image", lambda q: coco_id(q.image.key), lambda a: _number(a.image) or _number(a.id))
 
 
-def counted(row: Prediction) -> dict[str, float]:
-    """The counts of one description."""
-    truth, mentions = set(row["truth"]), row["mentions"]
-    false = [name for name in mentions if name not in truth]
-    return {
-        "hallucinated": float(bool(false)),
-        "descriptions": 1.0,
-        "false_mentions": float(len(false)),
-        "mentions": float(len(mentions)),
-        "named": float(len(truth & set(mentions))),
-        "present": float(len(truth)),
-        "words": float(len(row["prediction"].split())),
-        "tokens": float(row["tokens"]),
-        "valid": float(bool(mentions)),
-    }
+def _counted(row: Prediction) -> dict[str, float]:
+    return {**counted(row["prediction"], row["mentions"], row["truth"]), "tokens": float(row["tokens"])}
 
 
 def _number(image: str | None) -> str | None:

@@ -72,6 +72,42 @@ class ApiJudge:
             self.spent[name] = self.spent.get(name, 0) + value if added else value
 
 
+def judge_rows(
+    judge: ApiJudge,
+    rows: Sequence[Prediction],
+    question: Callable[[Prediction, int, int], Question],
+    read: Callable[[str], Mapping[str, Any]],
+    runs: int = 1,
+    tries: int = 1,
+) -> list[dict[str, Any]]:
+    """The rows with `runs` judgements each; the judge is asked about those that have none.
+
+    `question` gets row, run and attempt; what `read` finds in a reply is kept, and a reply in which it says to have
+    `read` nothing is asked for again, in `tries` attempts at most.
+    """
+    todo = [(row, run) for row in rows if "judgements" not in row for run in range(runs)]
+    made: dict[tuple[str, int], Judgement] = {}
+    for attempt in range(tries):
+        if not todo:
+            break
+        replies = judge.ask([question(row, run, attempt) for row, run in todo])
+        again = []
+        for (row, run), reply in zip(todo, replies, strict=True):
+            found = read(reply.text)
+            made[row["id"], run] = {**judge.judgement(reply), **found}
+            again += [] if found.get("read", True) else [(row, run)]
+        todo = again
+    return [
+        {**row, "judgements": row.get("judgements") or [made[row["id"], run] for run in range(runs)]}
+        for row in rows
+    ]
+
+
+def unjudged(rows: Sequence[Prediction]) -> bool:
+    """Whether the judge, and so its prompt, is needed."""
+    return any("judgements" not in row for row in rows)
+
+
 def told(judge: ApiJudge, rows: Sequence[Prediction]) -> dict[str, Any]:
     """For the result: who judged, with versions, how often an item was judged, and what it cost."""
     made = [one for row in rows for one in row.get("judgements", ())]
@@ -86,12 +122,14 @@ def told(judge: ApiJudge, rows: Sequence[Prediction]) -> dict[str, Any]:
 
 def runs_of(rows: Sequence[Prediction]) -> int:
     """How often each item was judged. Raises ValueError where items differ in that."""
-    numbers = {len(row["judgements"]) for row in rows}
+    numbers = {len(row["judgements"]): row["id"] for row in rows}
     if len(numbers) != 1:
+        few, many = min(numbers), max(numbers)
         raise ValueError(
-            f"some items are judged {min(numbers)} times and some {max(numbers)}; judge them alike"
+            f"items are judged {few} times ({numbers[few]}, ...) and {many} times ({numbers[many]}, ...); "
+            "complete the runs, or leave out those that lack items"
         )
-    return numbers.pop()
+    return next(iter(numbers))
 
 
 def mean_of_runs(row: Prediction, value: Callable[[Judgement], float]) -> float:
@@ -99,14 +137,19 @@ def mean_of_runs(row: Prediction, value: Callable[[Judgement], float]) -> float:
     return sum(value(one) for one in row["judgements"]) / len(row["judgements"])
 
 
+# Fields of a row that hold the judge's words; "text" may as well hold the model's.
+REVIEW = ("content", "review", "judgement", "judgment", "gpt4_review", "evaluation")
+
+
 def reply_text(row: Mapping[str, Any]) -> str | None:
     """The judge's words in a row of a judgement file: a whole response of OpenAI's API, or a text by some name."""
-    if isinstance(row.get("choices"), list) and row["choices"]:
-        return row["choices"][0]["message"]["content"]
-    for name in ("content", "review", "judgement", "judgment", "gpt4_review", "evaluation", "text"):
-        if isinstance(row.get(name), str):
-            return row[name]
-    return None
+    if "choices" in row:
+        try:
+            text = row["choices"][0]["message"]["content"]
+        except (LookupError, TypeError):
+            return None
+        return text if isinstance(text, str) else None
+    return next((row[name] for name in (*REVIEW, "text") if isinstance(row.get(name), str)), None)
 
 
 # --- prompts of published judges ---------------------------------------------------------------------------

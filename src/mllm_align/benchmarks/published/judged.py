@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align.benchmarks.published import result
-from mllm_align.benchmarks.published.answers import as_answer, read_rows
-from mllm_align.benchmarks.published.joining import Way, accept, join
+from mllm_align.benchmarks.published.answers import TEXT, UNSURE, Answer, as_answer, read_rows, refuse_empty
+from mllm_align.benchmarks.published.joining import Way, accept, by_order, join
 from mllm_align.benchmarks.published.judge import Judgement
 from mllm_align.records import Example
 
@@ -35,37 +35,52 @@ def read(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Prediction rows in the order of the questions, and how each file was joined.
 
-    A file of judgements is a run (or several) of the judge. Judgements without a file of answers leave the answers
-    empty. Rows that `mllm-align` wrote keep the judgements that they hold.
+    A file of judgements is a run (or several) of the judge. Judgements leave the answers empty unless they, or another
+    file, hold them. Rows that `mllm-align` wrote keep the judgements that they hold.
     """
     rows: dict[str, dict[str, Any]] = {}
     made: dict[str, list[Judgement]] = {}
     told: dict[str, Any] = {}
     for file in files:
-        given = read_rows(file)
-        judged = form.is_one(given[0])
-        blank = (
-            [_without_answer(row, n if form.in_order else None) for n, row in enumerate(given)]
-            if judged
-            else given
-        )
-        answers = [as_answer(row, file.name, number) for number, row in enumerate(blank, 1)]
-        said = {answer.place: row for answer, row in zip(answers, given, strict=True)}
-        joined = accept(join(questions, answers, ways), partial, f"{form.benchmark}, {file.name}")
-        told[file.name] = {"holds": form.name if judged else "answers", **joined.report()}
+        given = [_given(row, form, file.name, number) for number, row in enumerate(read_rows(file))]
+        refuse_empty([one.answer for one in given if one.says])
+        said = {one.answer.place: one for one in given}
+        answers = [one.answer for one in given]
+        all_ways = [*ways, by_order(questions, answers)]
+        joined = accept(join(questions, answers, all_ways), partial, f"{form.benchmark}, {file.name}")
+        report = joined.report()
+        if not any(one.says for one in given):
+            report.pop("answers in")
+        told[file.name] = {"holds": _holds(given, form.name), **report}
         for number in sorted(joined.answers):
-            question, answer = questions[number], joined.answers[number]
-            if judged:
-                rows.setdefault(question.id, result.row_of(question, ""))
-                made.setdefault(question.id, []).extend(form.read(said[answer.place], answer.place))
-            else:
-                rows[question.id] = result.row_of(question, answer.text)
-                made.setdefault(question.id, []).extend(answer.row.get("judgements") or [])
+            question, one = questions[number], said[joined.answers[number].place]
+            if one.says:
+                rows[question.id] = result.row_of(question, one.answer.text)
+            rows.setdefault(question.id, result.row_of(question, ""))
+            made.setdefault(question.id, []).extend(one.judgements)
     kept = [rows[q.id] for q in questions if q.id in rows]
     return [{**row, "judgements": made[row["id"]]} if made.get(row["id"]) else row for row in kept], told
 
 
-def _without_answer(row: Row, place: int | None) -> dict[str, Any]:
-    """A judgement as a row that can be joined; `place` is its question where the order tells it."""
-    told = {} if place is None else {"id": place, "question_id": place}
-    return {**row, "text": "", **told}
+@dataclass(frozen=True)
+class _Given:
+    """A row of a file: its answer, whether that says anything, and the judgements of it."""
+
+    answer: Answer
+    says: bool
+    judgements: list[Judgement]
+
+
+def _given(row: Row, form: Format, file: str, number: int) -> _Given:
+    """What a judgement calls `text` or `answer` are the judge's words or the truth."""
+    judged = form.is_one(row)
+    kept = {name: value for name, value in row.items() if not (judged and name in UNSURE)}
+    says = any(kept.get(name) is not None for name in TEXT)
+    place = {"id": number, "question_id": number} if judged and form.in_order else {}
+    answer = as_answer({**kept, **({} if says or not judged else {"text": ""}), **place}, file, number + 1)
+    return _Given(answer, says, form.read(row, answer.place) if judged else list(row.get("judgements") or ()))
+
+
+def _holds(given: Sequence[_Given], name: str) -> str:
+    parts = {"answers": any(one.says for one in given), name: any(one.judgements for one in given)}
+    return " and ".join(part for part, there in parts.items() if there)

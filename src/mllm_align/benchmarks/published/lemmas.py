@@ -8,8 +8,8 @@ from typing import Any
 
 RESOURCES = ("averaged_perceptron_tagger_eng", "wordnet")
 REMEDY = (
-    "install it with: pip install nltk && python -m nltk.downloader averaged_perceptron_tagger_eng wordnet punkt_tab "
-    "(a machine without a network takes the folder that this writes, named by the variable NLTK_DATA)"
+    "get it with: pip install 'mllm-align[evaluation]' && python -m nltk.downloader averaged_perceptron_tagger_eng "
+    "wordnet punkt_tab (a machine without a network takes the folder that this writes, named by the variable NLTK_DATA)"
 )
 PARTS = {"J": "a", "V": "v", "N": "n", "R": "r"}
 

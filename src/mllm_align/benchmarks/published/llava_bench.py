@@ -15,12 +15,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mllm_align.api.client import Question
-from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
 from mllm_align.benchmarks.published import judged, result
 from mllm_align.benchmarks.published.answers import AnswerFileError, read_text
 from mllm_align.benchmarks.published.joining import by_id, by_text
-from mllm_align.benchmarks.published.judge import UNNAMED, ApiJudge, Judgement, reply_text, runs_of, told
+from mllm_align.benchmarks.published.judge import (
+    UNNAMED,
+    ApiJudge,
+    Judgement,
+    judge_rows,
+    reply_text,
+    runs_of,
+    told,
+    unjudged,
+)
 from mllm_align.benchmarks.published.questions import check_images, found, image_in, rows_of
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.records import Example
@@ -90,19 +98,14 @@ class LlavaBench:
 
     def finish(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The rows with the judge's reviews; it is asked about those that have none."""
-        todo = [row for row in predictions if "judgements" not in row]
-        if not todo:
-            return [dict(row) for row in predictions]
-        rule = self._rule()
-        asked = [self._question(row, rule, run) for row in todo for run in range(self.runs)]
-        replies = self.judge.ask(asked)
-        made: dict[str, list[Judgement]] = {}
-        for number, row in enumerate(todo):
-            own = replies[number * self.runs : (number + 1) * self.runs]
-            made[row["id"]] = [
-                {**self.judge.judgement(reply), "scores": list(scores_in(reply.text))} for reply in own
-            ]
-        return [{**row, "judgements": row.get("judgements") or made[row["id"]]} for row in predictions]
+        rules = self._rule() if unjudged(predictions) else {}
+        return judge_rows(
+            self.judge,
+            predictions,
+            lambda row, run, attempt: self._question(row, rules, run),
+            lambda text: {"scores": list(scores_in(text))},
+            self.runs,
+        )
 
     def counts(self, predictions: Sequence[Prediction]) -> Counts:
         """Sums of both sides by run and category, so that a run's ratio can be taken before runs are averaged."""
@@ -121,16 +124,6 @@ class LlavaBench:
             for category in ("all", *CATEGORIES)
             for name in ("relative", "reference", "model", "valid")
         }
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The model's mean number as a share of 10."""
-        return {
-            row["id"]: float(np.mean([one["scores"][1] for one in row["judgements"]])) / 10
-            for row in predictions
-        }
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
 
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """[relative score, GPT-4 x 10, model x 10] of each run and category as the summary has them, and the mean."""
@@ -175,21 +168,18 @@ PARTS = ("reference", "model", "valid", "asked")
 def _reviews(row: Mapping[str, Any], place: str) -> list[Judgement]:
     """A review of a file: its numbers as the file has them, else as they are read from its text."""
     text = reply_text(row)
-    pair = row.get("tuple") or row.get("scores")
-    if pair is None and text is None:
-        raise AnswerFileError(f"{place}: a review has two numbers (tuple) or a text (content)")
-    scores = [float(value) for value in pair] if pair is not None else list(scores_in(text or ""))
-    return [
-        {
-            "judge": row.get("judge") or row.get("model") or UNNAMED,
-            "version": None,
-            "text": text,
-            "scores": scores,
-        }
-    ]
+    pair: Any = row.get("tuple") or row.get("scores") or (None if text is None else scores_in(text))
+    try:
+        reference, model = map(float, pair)
+    except (TypeError, ValueError):
+        raise AnswerFileError(f"{place}: a review has two numbers (tuple) or a text (content)") from None
+    judge = next((row[name] for name in ("judge", "model", "eval_model") if row.get(name)), UNNAMED)
+    return [{"judge": judge, "version": None, "text": text, "scores": [reference, model]}]
 
 
-REVIEWS = judged.Format("LLaVA-Bench", "reviews", lambda row: "tuple" in row or "answer2_id" in row, _reviews)
+# lmms-eval names them "scores".
+SIGNS = ("tuple", "answer2_id", "scores")
+REVIEWS = judged.Format("LLaVA-Bench", "reviews", lambda row: any(name in row for name in SIGNS), _reviews)
 
 
 def _counted(row: Prediction) -> dict[str, float]:

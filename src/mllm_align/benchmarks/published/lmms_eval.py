@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
 from mllm_align.benchmarks.published import result
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
@@ -108,12 +107,6 @@ class LmmsEval:
             **{name: ratio(totals[name], totals["asked"]) for name in names},
             "valid": ratio(totals["answered"], totals["asked"]),
         }
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: float(row["scores"]["score"]) for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
 
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """lmms-eval's figures as it gives them."""

@@ -21,14 +21,17 @@ from mllm_align.benchmarks.published import judged, result
 from mllm_align.benchmarks.published.answers import AnswerFileError
 from mllm_align.benchmarks.published.joining import Way, asked, by_id
 from mllm_align.benchmarks.published.judge import (
+    REVIEW,
     UNNAMED,
     ApiJudge,
     Judgement,
+    judge_rows,
     mean_of_runs,
     prompt_text,
     reply_text,
     runs_of,
     told,
+    unjudged,
 )
 from mllm_align.benchmarks.published.questions import check_images, image_in, rows_of
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
@@ -101,24 +104,25 @@ class MmHal:
         """Rows of a filled template (or other answers), of the judge's raw replies in order, or of both."""
         ways = [_by_image(), _by_question(), by_id()]
         form = judged.Format(self.name, "judgements", _is_judgement, _judgements, in_order=True)
-        return judged.read(files, self.examples(), ways, form, partial)
+        rows, told = judged.read(files, self.examples(), ways, form, partial)
+        made = [one for row in rows for one in row.get("judgements", ())]
+        if made and not any(one["read"] for one in made):
+            raise AnswerFileError(
+                f"{', '.join(told)}: none of {len(made)} texts has a rating; texts without a question are read as the "
+                "judge's. The model's answers belong into the official template as model_answer"
+            )
+        return rows, told
 
     def finish(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The rows with the judge's replies; it is asked about those that have none."""
-        todo = [(row, run) for row in predictions if "judgements" not in row for run in range(self.runs)]
-        if not todo:
-            return [dict(row) for row in predictions]
-        prompt = self._prompt()
-        images = {question.id: question.image for question in self.examples()} if self.show_image else {}
-        asked_ = [
-            Question(_filled(prompt, row), images.get(row["id"]), f"{self.name} {row['id']}", draw=run)
-            for row, run in todo
-        ]
-        replies = self.judge.ask(asked_)
-        made: dict[str, list[Judgement]] = {}
-        for (row, _), reply in zip(todo, replies, strict=True):
-            made.setdefault(row["id"], []).append({**self.judge.judgement(reply), **_read(reply.text)})
-        return [{**row, "judgements": row.get("judgements") or made[row["id"]]} for row in predictions]
+        prompt = self._prompt() if unjudged(predictions) else ""
+        shown = self.show_image and unjudged(predictions)
+        images = {question.id: question.image for question in self.examples()} if shown else {}
+
+        def question(row: Prediction, run: int, attempt: int) -> Question:
+            return Question(_filled(prompt, row), images.get(row["id"]), f"{self.name} {row['id']}", draw=run)
+
+        return judge_rows(self.judge, predictions, question, _read, self.runs)
 
     def counts(self, predictions: Sequence[Prediction]) -> Counts:
         names = [f"{name}/{part}" for name in ("all", *TYPES) for part in ("score", "asked")]
@@ -137,15 +141,9 @@ class MmHal:
             "valid": ratio(totals["valid"], asked_),
         }
 
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: mean_of_runs(row, lambda one: one["score"]) / 6 for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
-
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Average score, hallucination rate and the score of each type, as the official script prints them."""
-        scores = self.score(predictions)
+        scores = base.score(self, predictions)
         by_run = [
             [row["judgements"][run]["score"] for row in predictions] for run in range(runs_of(predictions))
         ]
@@ -190,13 +188,11 @@ def _read(reply: str) -> dict[str, Any]:
 
 
 def _is_judgement(row: Mapping[str, Any]) -> bool:
-    """A raw response of OpenAI's API, or a text with a rating that is no filled template."""
-    text = reply_text(row)
-    return "choices" in row or ("model_answer" not in row and text is not None and "rating:" in text.lower())
+    """A raw response of OpenAI's API, a review by its name (RLHF-V has it beside the answer), or a bare text."""
+    return "choices" in row or set(row) == {"text"} or any(isinstance(row.get(name), str) for name in REVIEW)
 
 
 def _judgements(row: Mapping[str, Any], place: str) -> list[Judgement]:
-    # The text of a bare string stands in "text", which holds the answer of other rows.
     text = reply_text(row)
     if text is None:
         raise AnswerFileError(

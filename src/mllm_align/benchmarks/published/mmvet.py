@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mllm_align.api.client import Question
-from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
 from mllm_align.benchmarks.published import judged, result
 from mllm_align.benchmarks.published.answers import AnswerFileError
@@ -23,10 +22,12 @@ from mllm_align.benchmarks.published.judge import (
     UNNAMED,
     ApiJudge,
     Judgement,
+    judge_rows,
     mean_of_runs,
     prompt_text,
     runs_of,
     told,
+    unjudged,
 )
 from mllm_align.benchmarks.published.questions import check_images, image_in, rows_of
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
@@ -93,27 +94,15 @@ class MmVet:
 
     def finish(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The rows with the judge's grades. A reply without one is asked for again, warmer, and is 0 after 5 tries."""
-        todo = [(row, run) for row in predictions if "judgements" not in row for run in range(self.runs)]
-        made: dict[tuple[str, int], Judgement] = {}
-        prompt = self._prompt() if todo else ""
-        for attempt in range(TRIES):
-            if not todo:
-                break
-            replies = self.judge.ask([self._question(row, run, prompt, attempt) for row, run in todo])
-            again = []
-            for (row, run), reply in zip(todo, replies, strict=True):
-                score = score_in(reply.text)
-                made[row["id"], run] = {
-                    **self.judge.judgement(reply),
-                    "score": score or 0.0,
-                    "read": score is not None,
-                }
-                again += [(row, run)] if score is None else []
-            todo = again
-        return [
-            {**row, "judgements": row.get("judgements") or [made[row["id"], run] for run in range(self.runs)]}
-            for row in predictions
-        ]
+        prompt = self._prompt() if unjudged(predictions) else ""
+        return judge_rows(
+            self.judge,
+            predictions,
+            lambda row, run, attempt: self._question(row, run, prompt, attempt),
+            _read,
+            self.runs,
+            TRIES,
+        )
 
     def counts(self, predictions: Sequence[Prediction]) -> Counts:
         names = [f"{name}/{part}" for name in ("total", *CAPABILITIES) for part in ("score", "asked")]
@@ -123,12 +112,6 @@ class MmVet:
         """The total and each capability's mean, as fractions; `valid`: grades that could be read."""
         means = {n: ratio(totals[f"{n}/score"], totals[f"{n}/asked"]) for n in ("total", *CAPABILITIES)}
         return {**means, "valid": ratio(totals["valid"], totals["total/asked"])}
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: mean_of_runs(row, lambda one: one["score"]) for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
 
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """Runs, total, std, capabilities and their sets, in percent with a decimal, as the notebook's tables."""
@@ -169,6 +152,11 @@ class MmVet:
         return Question(text + AGAIN * bool(attempt), name=f"MM-Vet {row['id']}", settings=settings, draw=run)
 
 
+def _read(reply: str) -> dict[str, Any]:
+    score = score_in(reply)
+    return {"score": score or 0.0, "read": score is not None}
+
+
 def _by_id() -> Way:
     """v1_0 and, in LLaVA's answer files, 0."""
     return Way(
@@ -179,19 +167,35 @@ def _by_id() -> Way:
 def _grades(row: Mapping[str, Any], place: str) -> list[Judgement]:
     """A judgement for each run of a grade file."""
     scores = row["score"] if isinstance(row["score"], list) else [row["score"]]
-    listed = {}
-    for name in ("model", "content"):
-        value = row.get(name)
-        listed[name] = value if isinstance(value, list) else [value] * len(scores)
-        if len(listed[name]) != len(scores):
-            raise AnswerFileError(f"{place}: {len(scores)} scores and {len(listed[name])} of {name}")
+    models, contents = (
+        value if isinstance(value, list) else [value] * len(scores)
+        for value in (row.get("model", row.get("eval_model")), row.get("content"))
+    )
+    if not len(models) == len(contents) == len(scores):
+        raise AnswerFileError(
+            f"{place}: {len(scores)} scores, {len(models)} models and {len(contents)} contents; a run has one of each"
+        )
     return [
-        {"judge": model or UNNAMED, "version": None, "text": content, "score": float(score), "read": True}
-        for model, content, score in zip(listed["model"], listed["content"], scores, strict=True)
+        {
+            "judge": model or UNNAMED,
+            "version": None,
+            "text": content,
+            "score": _grade(score, place),
+            "read": True,
+        }
+        for model, content, score in zip(models, contents, scores, strict=True)
     ]
 
 
-GRADES = judged.Format("MM-Vet", "grades", lambda row: "score" in row, _grades)
+def _grade(score: Any, place: str) -> float:
+    """Raises AnswerFileError for what is no number from 0 to 1."""
+    found = score_in(str(score))
+    if found is None:
+        raise AnswerFileError(f"{place}: the score is {score!r}; MM-Vet's are numbers from 0 to 1")
+    return found
+
+
+GRADES = judged.Format("MM-Vet", "grades", lambda row: row.get("score") is not None, _grades)
 
 
 def _counted(row: Prediction) -> dict[str, float]:

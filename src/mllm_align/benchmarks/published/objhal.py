@@ -22,7 +22,7 @@ from mllm_align.benchmarks.published import coco, objhal_questions, result
 from mllm_align.benchmarks.published.answers import read_answers
 from mllm_align.benchmarks.published.chair import Chair, by_coco_id
 from mllm_align.benchmarks.published.joining import accept, by_id, join
-from mllm_align.benchmarks.published.judge import ApiJudge, Judgement, prompt_text, told
+from mllm_align.benchmarks.published.judge import ApiJudge, Judgement, judge_rows, prompt_text, told
 from mllm_align.benchmarks.published.truth import objects_file, truth_of
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.records import Example
@@ -110,18 +110,16 @@ class ObjectHalBench:
 
     def from_files(self, files: Sequence[Path], partial: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows of answers, of a result of the official script (its words are taken), or of our own predictions."""
-        if not self._questions.is_file():
+        answers = read_answers(files)
+        if self._questions.is_file():
+            questions = self.examples()
+            joined = accept(join(questions, answers, [by_coco_id(), by_id()]), partial, "Object HalBench")
+            rows = result.rows(questions, joined)
+        else:
             plain = Chair(self.folder, self.annotations, "", "lemma", questions=str(self._questions))
-            rows, report = plain.from_files(files, partial)
-            return [
-                {**row, **_known(answer.row)} for row, answer in zip(rows, read_answers(files), strict=True)
-            ], report
-        questions, answers = self.examples(), read_answers(files)
-        joined = accept(join(questions, answers, [by_coco_id(), by_id()]), partial, "Object HalBench")
+            rows, joined = plain.joined(answers, partial)
         known = [_known(joined.answers[number].row) for number in sorted(joined.answers)]
-        return [
-            {**row, **own} for row, own in zip(result.rows(questions, joined), known, strict=True)
-        ], joined.report()
+        return [{**_said(row), **own} for row, own in zip(rows, known, strict=True)], joined.report()
 
     def finish(self, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         """The rows with extracted objects, their COCO words and the image's objects."""
@@ -167,16 +165,9 @@ class ObjectHalBench:
             "valid": ratio(totals["valid"], totals["descriptions"]),
         }
 
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """1 for a description without a hallucinated object, else 0."""
-        return {row["id"]: 1.0 - _counted(row)["hallucinated"] for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
-
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """In percent with two decimals, under the official summary's names."""
-        s = self.score(predictions)
+        s = base.score(self, predictions)
         values = {
             "CHAIRs": s["chair_s"],
             "CHAIRs_refine": s["response_hall"],
@@ -204,22 +195,12 @@ class ObjectHalBench:
 
     def _extracted(self, rows: Sequence[Prediction]) -> dict[str, list[Judgement]]:
         """What the extractor made of each answer, asked again where its reply holds no list."""
-        made: dict[str, list[Judgement]] = {}
         todo = [row for row in rows if len(row["prediction"].split()) > SHORT]
         prompt = self._prompt() if todo else ""
-        for attempt in range(TRIES):
-            if not todo:
-                break
-            replies = self.judge.ask([_question(row, prompt, attempt) for row in todo])
-            again = []
-            for row, reply in zip(todo, replies, strict=True):
-                objects = objects_in(reply.text)
-                made[row["id"]] = [
-                    {**self.judge.judgement(reply), "objects": objects or [], "read": objects is not None}
-                ]
-                again += [row] if objects is None else []
-            todo = again
-        return made
+        judged = judge_rows(
+            self.judge, todo, lambda row, run, attempt: _question(row, prompt, attempt), _read, tries=TRIES
+        )
+        return {row["id"]: row["judgements"] for row in judged}
 
     def _prompt(self) -> str:
         folders = [Path(self.folder).expanduser(), Path(self.prompts).expanduser()]
@@ -232,9 +213,19 @@ def told_or_none(judge: ApiJudge, rows: Sequence[Prediction]) -> dict[str, Any] 
     return told(judge, judged) if judged else None
 
 
+def _read(reply: str) -> dict[str, Any]:
+    objects = objects_in(reply)
+    return {"objects": objects or [], "read": objects is not None}
+
+
 def _question(row: Prediction, prompt: str, attempt: int) -> Question:
     text = prompt.replace("{question}", row["prompt"]).replace("{answer}", row["prediction"])
     return Question(text, name=f"Object HalBench {row['id']}", role="system", draw=attempt)
+
+
+def _said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without the name of the speaker in its answer, as the official script reads it."""
+    return {**row, "prediction": row["prediction"].replace("Assistant:", "").strip()}
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,6 +264,6 @@ def _spacy(model: str) -> Any:
         return spacy.load(model)
     except (ImportError, OSError):
         raise ValueError(
-            f"this scorer needs spaCy with the pipeline {model}; install them with: pip install spacy "
-            f"spacy-transformers && python -m spacy download {model}"
+            f"this scorer needs spaCy with the pipeline {model}; install them with: pip install "
+            f"'mllm-align[evaluation]' && python -m spacy download {model}"
         ) from None

@@ -8,6 +8,7 @@ yes. The splits are scored by themselves; the one number that papers quote is th
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ import numpy as np
 
 from mllm_align.benchmarks import base
 from mllm_align.benchmarks.base import Metric, Prediction, ratio
-from mllm_align.benchmarks.pope import SPLITS, yes_or_no
+from mllm_align.benchmarks.pope import SHOWN, SPLITS, yes_or_no
 from mllm_align.benchmarks.published import result
 from mllm_align.benchmarks.published.answers import Answer, AnswerFileError, read_answers, read_rows
-from mllm_align.benchmarks.published.joining import Joined, Way, accept, asked, by_text, join
+from mllm_align.benchmarks.published.joining import Joined, Way, accept, asked, by_order, by_text, join
 from mllm_align.benchmarks.published.questions import check_images, image_in
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
 from mllm_align.records import Example
@@ -30,6 +31,9 @@ ASK = "\nAnswer the question using a single word or phrase."
 # LLaVA numbers the questions of all splits through: 1..., 10000001..., 20000001...
 LLAVA = {0: "adversarial", 1: "random", 2: "popular"}
 STEP = 10_000_000
+# What some write for yes and no.
+NO_WORDS = ("0", "1", "true", "false")
+QUESTION = re.compile(r"is there [^?\n]*\?")
 OUTCOMES = ("tp", "fp", "tn", "fn")
 
 
@@ -53,13 +57,7 @@ class Pope:
     ask: str = ASK
     max_new_tokens: int = 128
 
-    shown: ClassVar[tuple[Metric, ...]] = (
-        Metric("f1", "POPE F1", +1, main=True),
-        Metric("accuracy", "POPE accuracy", +1),
-        Metric("adversarial_f1", "POPE adv. F1", +1, main=True),
-        Metric("yes_ratio", "predicted yes"),
-        Metric("valid", "POPE valid", +1),
-    )
+    shown: ClassVar[tuple[Metric, ...]] = SHOWN
 
     def ready(self) -> None:
         """Raises what asking would raise for files that are not there."""
@@ -68,9 +66,9 @@ class Pope:
     def versions(self, split: str) -> list[Path]:
         """The question files of a split, the one without a version in its name first. Raises FileNotFoundError."""
         name = f"{self.source}_pope_{split}"
-        found = sorted(
-            Path(self.folder).glob(f"{name}*.json"), key=lambda file: (file.stem != name, file.name)
-        )
+        # Of other images they have a word more: aokvqa_pope_seem_random.json.
+        files = Path(self.folder).glob(f"{self.source}_pope*_{split}*.json")
+        found = sorted(files, key=lambda file: (file.stem != name, file.name))
         if not found:
             raise FileNotFoundError(
                 f"{name}.json is not in {self.folder}: POPE's questions are output/coco/ of RUCAIBox/POPE; "
@@ -101,7 +99,14 @@ class Pope:
         """Prediction rows of an answer file, or of one a split, and how they were joined. Raises AnswerFileError."""
         rows: list[dict[str, Any]] = []
         told: dict[str, Any] = {}
-        for split, answers in self._by_split(read_answers(files)).items():
+        given = read_answers(files)
+        for answer in given:
+            if answer.text.strip().lower() in NO_WORDS:
+                raise AnswerFileError(
+                    f"{answer.place}: the answer is {answer.text!r}, which the official rule would take for a yes; "
+                    "write yes or no"
+                )
+        for split, answers in self._by_split(given).items():
             questions, joined = self._joined(split, answers)
             accept(joined, partial, f"POPE {split}")
             told[split] = joined.report()
@@ -128,15 +133,9 @@ class Pope:
         means = {m: ratio(np.sum([by_split[s][m] for s in SPLITS], axis=0), number) for m in names}
         return means | {f"{s}_{m}": value for s in SPLITS for m, value in by_split[s].items()}
 
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: float(_outcome(row) in ("tp", "tn")) for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
-
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """As the official script prints it, a split at a time, and the mean F1 in percent."""
-        found, scores = self.counts(predictions).totals(), self.score(predictions)
+        found, scores = self.counts(predictions).totals(), base.score(self, predictions)
         official: dict[str, Any] = {}
         for split in sorted({row["split"] for row in predictions}, key=SPLITS.index):
             numbers = {name: int(found[f"{split}/{name}"]) for name in OUTCOMES}
@@ -176,23 +175,26 @@ class Pope:
                 return str(answer.row[name])
         if numbered and answer.id is not None and answer.id.isdecimal():
             return LLAVA.get(int(answer.id) // STEP)
-        named = [split for split in SPLITS if split in answer.file.lower()]
+        name = answer.file.lower()
+        named = [s for s in SPLITS if s in name or f"pope_{s[:3]}" in name]  # lmms-eval: pope_adv, pope_pop
         return named[0] if len(named) == 1 else None
 
     def _guessed(self, file: str, answers: Sequence[Answer]) -> Iterable[tuple[list[Answer], str]]:
-        """A file that says no split has the one whose questions it answers to the last. Raises AnswerFileError."""
-        fitting = []
-        for split in SPLITS:
-            try:
-                fitting += [split] if self._joined(split, answers)[1].whole else []
-            except AnswerFileError:
-                continue
-        if len(fitting) != 1:
-            raise AnswerFileError(
-                f"{file}: cannot tell which POPE split it answers; put random, popular or adversarial into its name, "
-                "or add a field category to its rows"
-            )
-        return [(list(answers), fitting[0])]
+        """A file, or a part of it, has the split whose questions it answers to the last. Raises AnswerFileError."""
+        for parts in ([list(answers)], _parts(answers)):
+            fitting = [(part, split) for part in parts for split in SPLITS if self._fits(split, part)]
+            if len(fitting) == len(parts) == len({split for _, split in fitting}):
+                return fitting
+        raise AnswerFileError(
+            f"{file}: cannot tell which POPE split it answers: its images and questions, or their order, are those of "
+            "none. Put random, popular or adversarial into its name, or add a field category to its rows"
+        )
+
+    def _fits(self, split: str, answers: Sequence[Answer]) -> bool:
+        try:
+            return self._joined(split, answers)[1].whole
+        except AnswerFileError:
+            return False
 
     def _joined(self, split: str, answers: Sequence[Answer]) -> tuple[list[Example], Joined]:
         """The version of the questions that the answers fit best, and the join."""
@@ -209,8 +211,22 @@ class Pope:
 
 
 def plain(prompt: str) -> str:
-    """The question without what was added to it, and without a slip of the old version."""
-    return asked(prompt).replace("imange", "image")
+    """The question without what stands around it, and without a slip of the old version."""
+    found = QUESTION.search(prompt.lower())
+    return (found.group() if found else asked(prompt)).replace("imange", "image")
+
+
+def _parts(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """Cut where the numbers of the questions begin anew, as where splits follow each other in a file."""
+    parts: list[list[Answer]] = []
+    last = -1
+    for answer in answers:
+        number = int(answer.id) if answer.id is not None and answer.id.isdecimal() else last + 1
+        if not parts or number <= last:
+            parts.append([])
+        parts[-1].append(answer)
+        last = number
+    return parts
 
 
 def _by_number() -> Way:
@@ -222,19 +238,8 @@ def _by_number() -> Way:
     )
 
 
-def _by_order(questions: Sequence[Example], answers: Sequence[Answer]) -> Way:
-    """The n-th answer is to the n-th question, as the official script has it, where their questions are the same."""
-    asked_at = {question.id: number for number, question in enumerate(questions)}
-    said_at = {answer.place: number for number, answer in enumerate(answers)}
-    return Way(
-        "order and question",
-        lambda q: (asked_at[q.id], plain(q.prompt)),
-        lambda a: (said_at[a.place], plain(a.prompt)) if a.prompt else None,
-    )
-
-
 def _join(questions: Sequence[Example], answers: Sequence[Answer]) -> Joined:
-    return join(questions, answers, [by_text(plain), _by_number(), _by_order(questions, answers)])
+    return join(questions, answers, [by_text(plain), _by_number(), by_order(questions, answers, plain)])
 
 
 def _outcome(row: Prediction) -> str:

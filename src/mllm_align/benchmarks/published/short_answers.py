@@ -18,7 +18,7 @@ from mllm_align.benchmarks.published.answers import (
     read_text,
     stem,
 )
-from mllm_align.benchmarks.published.joining import Way, accept, asked, by_id, by_text, join
+from mllm_align.benchmarks.published.joining import Way, accept, asked, by_id, by_order, by_text, join
 from mllm_align.benchmarks.published.normalise import normal
 from mllm_align.benchmarks.published.questions import check_images, found, image_in
 from mllm_align.benchmarks.stats import Array, Counts, sum_by_image
@@ -75,7 +75,8 @@ class TextVqa:
 
     def from_files(self, files: Sequence[Path], partial: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         questions, answers = self._questions(), read_answers(files)
-        joined = accept(join(questions, answers, [_by_image_and_question(), by_id()]), partial, "TextVQA")
+        ways = [_by_image_and_question(), by_id(), by_order(questions, answers)]
+        joined = accept(join(questions, answers, ways), partial, "TextVQA")
         return result.rows(questions, joined), joined.report()
 
     def counts(self, predictions: Sequence[Prediction]) -> Counts:
@@ -83,12 +84,6 @@ class TextVqa:
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, Array]:
         return _metrics(totals)
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: soft_accuracy(row["prediction"], row["truth"]) for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
 
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         return _result(
@@ -153,7 +148,8 @@ class Gqa:
 
     def from_files(self, files: Sequence[Path], partial: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         questions, answers = self.examples(), read_answers(files)
-        joined = accept(join(questions, answers, [by_id(), by_text()]), partial, "GQA")
+        ways = [by_id(), by_text(), by_order(questions, answers)]
+        joined = accept(join(questions, answers, ways), partial, "GQA")
         return result.rows(questions, joined), joined.report()
 
     def counts(self, predictions: Sequence[Prediction]) -> Counts:
@@ -161,12 +157,6 @@ class Gqa:
 
     def metrics(self, totals: Mapping[str, Array]) -> dict[str, Array]:
         return _metrics(totals)
-
-    def items(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {row["id"]: _exact(row) for row in predictions}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return base.score(self, predictions)
 
     def result(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
         return _result(
@@ -226,5 +216,5 @@ def _metrics(totals: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _result(scorer: TextVqa | Gqa, predictions: Sequence[Prediction], name: str, rule: str) -> dict[str, Any]:
-    accuracy = scorer.score(predictions)["accuracy"]
+    accuracy = base.score(scorer, predictions)["accuracy"]
     return result.told(scorer, predictions, {"accuracy": round(100 * accuracy, 2)}, benchmark=name, rule=rule)

@@ -15,7 +15,7 @@ from typing import Any
 
 from mllm_align.datasets.images import SUFFIXES
 from mllm_align.datasets.inspect.seen import Seen
-from mllm_align.datasets.published.pictures import coco_id
+from mllm_align.datasets.published.pictures import coco_id, picture_name
 from mllm_align.records import Group
 
 QUESTIONS = {".json", ".jsonl"}
@@ -57,8 +57,8 @@ def overlaps(
     groups: Sequence[Group], seen: Mapping[str, Seen], benchmarks: Mapping[str, Images | None]
 ) -> dict[str, Any]:
     """For every benchmark the images shared by name and by content, and the rows about them; None: not at hand."""
-    keys = {group.example.image.key for group in groups}
-    numbers = {key: coco_id(key) for key in keys}
+    names = {group.example.image.key: picture_name(group.example) for group in groups}
+    numbers = {key: coco_id(name) for key, name in names.items()}
     report: dict[str, Any] = {}
     for name, images in benchmarks.items():
         if images is None:
@@ -66,12 +66,8 @@ def overlaps(
             continue
         named = {
             key
-            for key in keys
-            if (
-                numbers[key] in images.coco
-                if numbers[key] is not None
-                else PurePosixPath(key).name in images.names
-            )
+            for key in names
+            if (numbers[key] in images.coco if numbers[key] is not None else names[key] in images.names)
         }
         digests = {hashlib.sha256(file.read_bytes()).hexdigest() for file in images.files}
         alike = {key for key, image in seen.items() if image.digest in digests}

@@ -6,25 +6,22 @@ Rows go by one at a time, and images stay where they are: a set of 80,000 rows t
 from __future__ import annotations
 
 import hashlib
-import heapq
 import logging
-import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllm_align.datasets.errors import SHOWN, BadDataError, Fault, Problem
+from mllm_align.datasets.errors import BadDataError, Fault
 from mllm_align.datasets.fields import check_text
 from mllm_align.datasets.memory import uncollected
 from mllm_align.datasets.places import REFER_BYTES, RowImage, column_bytes
 from mllm_align.datasets.published.draft import Draft, Form, Row
-from mllm_align.datasets.published.pictures import Pictures, coco_id
-from mllm_align.datasets.rows import find_files, kind_of, read_rows
+from mllm_align.datasets.published.pictures import Pictures, coco_id, picture_name
+from mllm_align.datasets.reading import Tally, check_size, draw, judge, numbered, one_of, rank, say_skipped
+from mllm_align.datasets.rows import find_files, kind_of, names_of, read_rows
 from mllm_align.records import Example, Group
 
 log = logging.getLogger(__name__)
@@ -47,45 +44,13 @@ class Source(TypedDict, total=False):
     check_images: str
 
 
-@dataclass
-class Tally:
-    """What is counted while rows go by. `pairless` are rows without a pair, by the reason."""
-
-    rows: int = 0
-    good: int = 0
-    files: list[str] = field(default_factory=list)
-    pairless: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    problems: list[Problem] = field(default_factory=list)
-    ids: Counter[str] = field(default_factory=Counter)
-
-    def report(self, used: int) -> dict[str, Any]:
-        """Plain data for the record."""
-        return {
-            "files": self.files,
-            "rows": self.rows,
-            "good": self.good,
-            "used": used,
-            "without_a_pair": dict(self.pairless),
-            "skipped": [str(problem) for problem in self.problems],
-            "notes": dict(self.notes),
-        }
-
-
-def read(name: str, form: Form, hint: Callable[[], str] | None = None, **source: Any) -> Built:
+def collect(name: str, form: Form, hint: Callable[[], str] | None = None, **source: Any) -> Built:
     """The Groups of a set, in the order of its files, and the report; both go to the log.
 
     `hint` says what the rows had where none was of use. Raises BadDataError.
     """
-    size = source.get("size")
-    check_options(source)
-    tally = Tally()
-    groups = _groups(name, form, source, tally)
-    with uncollected():
-        drawn = list(groups) if size is None else draw(groups, size, source.get("seed", 0))
-    judge(tally, source, hint)
-    if size is not None and len(drawn) < size:
-        raise too_few(size, tally.good, source)
+    groups, tally = _read(name, form, hint, source)
+    drawn = draw(groups, source.get("size"), source.get("seed", 0), tally, source["path"])
     return drawn, told(tally, len(drawn))
 
 
@@ -93,20 +58,17 @@ def ordered(
     name: str, form: Form, hint: Callable[[], str] | None = None, **source: Any
 ) -> tuple[list[Group], Tally]:
     """Every Group of a set in the order that `draw` would take them, for whoever goes on until there are enough."""
+    groups, tally = _read(name, form, hint, source)
+    return sorted(groups, key=lambda group: rank(group, source.get("seed", 0), tally)), tally
+
+
+def _read(name: str, form: Form, hint: Callable[[], str] | None, source: Any) -> tuple[list[Group], Tally]:
     check_options(source)
     tally = Tally()
     with uncollected():
-        groups = list(_groups(name, form, source, tally))
-    judge(tally, source, hint)
-    seed = source.get("seed", 0)
-    return sorted(groups, key=lambda group: _rank(seed, group.example.id)), tally
-
-
-def draw(groups: Iterator[Group], size: int, seed: int) -> list[Group]:
-    """The `size` Groups of lowest rank, in their order; no more are held in memory."""
-    ranked = ((_rank(seed, group.example.id), number, group) for number, group in enumerate(groups))
-    drawn = heapq.nsmallest(size, ranked, key=lambda item: item[:2])
-    return [group for _, _, group in sorted(drawn, key=lambda item: item[1])]
+        groups = numbered(list(_groups(name, form, source, tally)), tally)
+    judge(tally, source["path"], source.get("on_bad_row", "stop"), hint)
+    return groups, tally
 
 
 def in_split(example: Example, source: Any) -> bool:
@@ -114,7 +76,7 @@ def in_split(example: Example, source: Any) -> bool:
 
     The name of its picture decides: COCO's number, where it has one, so that a picture is on the same side in all sets.
     """
-    name = PurePosixPath(str(example.meta.get("image_path") or example.image.key)).name
+    name = picture_name(example)
     number = coco_id(name)
     held_out = _share("heldout", name if number is None else str(number)) < source.get("heldout", 0.0)
     return held_out == (source.get("split", SPLITS[0]) == "reward_heldout")
@@ -126,45 +88,13 @@ def _share(*names: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def too_few(size: int, good: int, source: Any) -> BadDataError:
-    return BadDataError(
-        f"dataset.size={size:,}, but {source['path']} gives only {good:,}. Set dataset.size={good} or "
-        "dataset.size=null."
-    )
-
-
 def told(tally: Tally, used: int) -> dict[str, Any]:
     """The report, which also goes to the log."""
-    skipped = tally.problems
     parts = [f"{', '.join(tally.files)}: {tally.rows:,} rows, {tally.good:,} to use, {used:,} used"]
     parts += [f"{reason}: {count:,}" for reason, count in {**tally.pairless, **tally.notes}.items()]
     log.info("%s", "; ".join(parts))
-    if skipped:
-        shown = "\n".join(f"  {problem}" for problem in skipped[:SHOWN])
-        more = f"\n  ... and {len(skipped) - SHOWN:,} more." if len(skipped) > SHOWN else ""
-        log.warning("Skipped:\n%s%s", shown, more)
+    say_skipped(tally.problems)
     return tally.report(used)
-
-
-def judge(tally: Tally, source: Any, hint: Callable[[], str] | None) -> None:
-    """Raises BadDataError where rows can't be used, or none is of use."""
-    if tally.problems and source.get("on_bad_row", "stop") == "stop":
-        raise BadDataError(
-            f"{len(tally.problems):,} of {tally.rows:,} rows of {source['path']} can't be used; nothing was trained.",
-            tally.problems,
-            "Correct them, or set dataset.on_bad_row=skip to train on the other rows.",
-        )
-    if not tally.good:
-        reasons = "".join(f"; {reason}: {count:,}" for reason, count in tally.pairless.items())
-        raise BadDataError(
-            f"{source['path']} has nothing that can be used (of {tally.rows:,} rows{reasons}).",
-            tally.problems,
-            hint() if hint else "",
-        )
-
-
-def _rank(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{name}".encode(errors="surrogateescape")).digest()
 
 
 # --- rows to Groups -----------------------------------------------------------------------------------------
@@ -173,18 +103,16 @@ def _rank(seed: int, name: str) -> bytes:
 def _groups(name: str, form: Form, source: Any, tally: Tally) -> Iterator[Group]:
     pictures = Pictures(source.get("images") or (), source.get("check_images") == "whole")
     files = find_files(source["path"])
-    base = files[0].parent if len(files) == 1 else Path(os.path.commonpath(files))
-    for file in files:
-        shown = str(file.relative_to(base))
+    for file, (shown, called) in zip(files, names_of(files), strict=True):
         tally.files.append(shown)
-        for number, row in _rows(file):
+        for number, row in _rows(file, shown):
             tally.rows += 1
             try:
                 if isinstance(row, Fault):
                     raise row
                 drafts = list(form(row))
                 _check_texts(row, drafts)
-                place = f"{Path(shown).stem}:{number}"
+                place = f"{called}:{number}"
                 groups = [_group(d, name, place, pictures, tally) for d in drafts if isinstance(d, Draft)]
             except Fault as fault:
                 tally.problems.append(fault.at(shown, number))
@@ -210,39 +138,33 @@ def _check_texts(row: Row, drafts: Sequence[Draft | str]) -> None:
 
 
 def check_options(source: Any) -> None:
+    """Raises BadDataError for what `Source` can't have."""
     known = {"on_bad_row": ("stop", "skip"), "check_images": ("exists", "whole"), "split": SPLITS}
     for name, options in known.items():
-        value = source.get(name, options[0])
-        if value not in options:
-            raise BadDataError(f"dataset.{name}={value} is not known. Use {' or '.join(options)}.")
+        one_of(name, source.get(name, options[0]), *options)
     heldout = source.get("heldout", 0.0)
     if not 0 <= heldout < 1:
         raise BadDataError(
             f"dataset.heldout={heldout} is not a share. Give a number from 0 up to, not including, 1."
         )
-    size = source.get("size")
-    if size is not None and size < 1:
-        raise BadDataError(f"dataset.size={size} leaves nothing. Give a number from 1, or null for all rows.")
+    check_size(source.get("size"))
 
 
 def _group(draft: Draft, name: str, place: str, pictures: Pictures, tally: Tally) -> Group:
-    """Ids are unique, for draws are seeded by them; a name that repeats (an image's, say) gets a number."""
     image = pictures.find(draft.image)
     tally.notes.update(draft.notes)
     own = f"{name}/{draft.id or place}"
-    tally.ids[own] += 1
-    if tally.ids[own] > 1:
-        tally.notes["ids that repeat, numbered"] += 1
-        own = f"{own}#{tally.ids[own]}"
+    if not draft.id:
+        tally.unnamed.add(own)
     example = Example(own, image, draft.prompt, draft.reference, draft.meta)
     return Group(example, draft.responses, draft.preferences)
 
 
-def _rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Rows with their numbers; the images that a Parquet file holds stay there, as RowImages."""
+def _rows(file: Path, shown: str) -> Iterator[tuple[int, Any]]:
+    """Rows with their numbers; the images that a Parquet file holds stay there, as RowImages named after `shown`."""
     kind = kind_of(file)
     column = _image_column(file) if kind == "Parquet" else None
-    return read_rows(file, kind) if column is None else _parquet_rows(file, column)
+    return read_rows(file, kind) if column is None else _parquet_rows(file, column, shown)
 
 
 def _image_column(file: Path) -> str | None:
@@ -265,7 +187,7 @@ def _binary(schema: pa.Schema, name: str) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _parquet_rows(file: Path, column: str) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(file: Path, column: str, shown: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with pq.ParquetFile(file) as opened:
@@ -275,7 +197,7 @@ def _parquet_rows(file: Path, column: str) -> Iterator[tuple[int, Any]]:
                 rows = opened.read_row_group(group, columns=names).to_pylist()
                 for index, row in enumerate(rows):
                     number += 1
-                    key = f"{file.name}:{number}"
+                    key = f"{shown}:{number}"
                     yield number, {**row, column: RowImage(str(file), column, group, index, key, refer)}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:120]

@@ -1,7 +1,8 @@
 """VLFeedback with its best answers against the same, corrupted by a language model (Table 5 of arXiv 2407.02477).
 
 Prompts are taken in the order of the draw until there are `size` pairs, a few at a time; what the model refuses,
-or gives back unchanged, is counted and the next prompt takes its place. Each answer is kept in the client's cache.
+does not finish or gives back unchanged is counted, and the next prompt takes its place. Each answer is kept in the
+client's cache.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, Unpack
 from mllm_align.api.client import Client, Question, Reply, Terms
 from mllm_align.datasets.errors import BadDataError
 from mllm_align.datasets.fields import PLACEHOLDER
-from mllm_align.datasets.published.collect import Built, Source, ordered, told, too_few
+from mllm_align.datasets.published.collect import Built, Source, ordered, told
 from mllm_align.datasets.published.vlfeedback import ASPECTS, VLFeedback
+from mllm_align.datasets.reading import too_few
 from mllm_align.records import Group, Preference, Response
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def vlfeedback_corrupted(
     wanted = len(groups) if size is None else size
     made, without = _corrupt(client, groups, wanted, template, show_image)
     if size is not None and len(made) < size:
-        raise too_few(size, len(made), source)
+        raise too_few(size, len(made), source["path"])
     report = told(tally, len(made))
     report["corruption"] = {"model": model, "without_a_pair": dict(without), **client.report()}
     return made, report
@@ -92,6 +94,8 @@ def _pair(group: Group, reply: Reply, model: str) -> Group | str:
         return "refused by the endpoint"
     if not text or PLACEHOLDER in text:
         return "no answer"
+    if reply.finish == "length":
+        return "cut at max_tokens"
     if text == chosen.text:
         return "given back unchanged"
     rejected = Response(text, "corrupted", provenance={"by": model})

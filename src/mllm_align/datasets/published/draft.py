@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,4 +68,8 @@ def parsed(value: Any, name: str) -> Mapping[str, Any]:
 def kept(row: Row, *names: str) -> dict[str, Any]:
     """The fields of these names that the row has and JSON can hold: what travels along as `meta`."""
     found = {name: row[name] for name in names if row.get(name) not in (None, "")}
-    return {name: value for name, value in found.items() if isinstance(value, str | int | float | bool)}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, str | int | bool) or (isinstance(value, float) and math.isfinite(value))
+    }

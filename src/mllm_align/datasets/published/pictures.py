@@ -19,11 +19,13 @@ from mllm_align.datasets.errors import BadDataError, Fault
 from mllm_align.datasets.fields import image_ref
 from mllm_align.datasets.hub import HUB, resolve
 from mllm_align.datasets.images import BytesImage, FileImage, check
-from mllm_align.datasets.places import FolderImage, RowImage, ZipImage
+from mllm_align.datasets.places import RowImage, ZipImage
+from mllm_align.records import Example
 
 COCO = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})(\.jpe?g)")
+BARE_NAME = "images found by their bare name, without the folders that rows name"
 OTHER_NAME = "images found under COCO's name of another year"
-Picture = FolderImage | ZipImage | RowImage | BytesImage
+Picture = FileImage | ZipImage | RowImage | BytesImage
 
 
 class Pictures:
@@ -35,6 +37,7 @@ class Pictures:
         self.whole = whole
         self.notes: Counter[str] = Counter()
         self._known: dict[str, Picture | Fault] = {}
+        self._bare: dict[Picture, str] = {}  # found by their bare name -> the name that was asked for
 
     def find(self, value: Any) -> Picture:
         """The image of a row's field: a name, a RowImage, bytes or a data URI. Raises Fault."""
@@ -54,12 +57,15 @@ class Pictures:
             raise known
         return known
 
-    def _named(self, value: str) -> FolderImage | ZipImage:
+    def _named(self, value: str) -> FileImage | ZipImage:
+        asked = value.replace("\\", "/")
         for name in candidates(value):
             for place in self.places:
                 if (image := place.get(name)) is not None:
-                    if _last(name) != _last(value.replace("\\", "/")):
+                    if _last(name) != _last(asked):
                         self.notes[OTHER_NAME] += 1
+                    elif name != PurePosixPath(asked).as_posix():
+                        self._without_folders(image, asked)
                     return image
         if not self.places:
             raise Fault(
@@ -73,13 +79,21 @@ class Pictures:
             "Put the image there, or set dataset.images to the folders or zip files that hold them",
         )
 
+    def _without_folders(self, image: FileImage | ZipImage, asked: str) -> None:
+        """Counts an image that was found by its bare name. Raises Fault where that is another row's image, too."""
+        self.notes[BARE_NAME] += 1
+        first = self._bare.setdefault(image, asked)
+        if PurePosixPath(first) != PurePosixPath(asked) and coco_id(asked) is None:
+            raise Fault(
+                "image",
+                f"{asked} and {first} are both found as {image.key}: the folders in these names are not there",
+                "Set dataset.images to the folder that the names start from",
+            )
+
     def _look_at(self, image: Picture) -> None:
         if not self.whole:
             return
-        if isinstance(image, FolderImage):
-            check(FileImage(image.root, image.path))
-        else:
-            check(image if isinstance(image, BytesImage) else BytesImage(image.encoded(), image.key))
+        check(BytesImage(image.encoded(), image.key) if isinstance(image, ZipImage | RowImage) else image)
 
 
 def _last(name: str) -> str:
@@ -98,6 +112,11 @@ def candidates(value: str) -> Iterator[str]:
         yield from (f"{year}{number}{suffix}" for year in ("", "COCO_train2014_", "COCO_val2014_"))
 
 
+def picture_name(example: Example) -> str:
+    """The file name of an Example's picture: of a picture that lies in a Parquet file, the one that its row gives."""
+    return PurePosixPath(str(example.meta.get("image_path") or example.image.key)).name
+
+
 def coco_id(name: str) -> int | None:
     """The COCO number in an image's name; None where it is no COCO name."""
     found = COCO.fullmatch(PurePosixPath(name.replace("\\", "/")).name)
@@ -111,7 +130,7 @@ class _Folder:
         self.path = path
         self._listed: dict[str, frozenset[str]] = {}
 
-    def get(self, name: str) -> FolderImage | None:
+    def get(self, name: str) -> FileImage | None:
         below, _, last = name.rpartition("/")
         if below not in self._listed:
             try:
@@ -119,7 +138,7 @@ class _Folder:
             except OSError:
                 names = frozenset()
             self._listed[below] = names
-        return FolderImage(str(self.path), name) if last in self._listed[below] else None
+        return FileImage(str(self.path), name, refer=True) if last in self._listed[below] else None
 
 
 class _Zip:

@@ -9,48 +9,48 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Unpack
 
-from mllm_align.datasets.errors import BadDataError
 from mllm_align.datasets.published import forms
-from mllm_align.datasets.published.collect import Built, Source, read
+from mllm_align.datasets.published.collect import Built, Source, collect
 from mllm_align.datasets.published.vlfeedback import ASPECTS, VLFeedback
+from mllm_align.datasets.reading import one_of
 
 
 def povid(**source: Unpack[Source]) -> Built:
     """POVID (arXiv 2402.11411), and what has its format (CSR)."""
-    return read("povid", forms.povid, **source)
+    return collect("povid", forms.povid, **source)
 
 
 def rlhf_v(**source: Unpack[Source]) -> Built:
     """RLHF-V (arXiv 2312.00849)."""
-    return read("rlhf_v", forms.rlhf_v, **source)
+    return collect("rlhf_v", forms.rlhf_v, **source)
 
 
 def rlaif_v(**source: Unpack[Source]) -> Built:
     """RLAIF-V (arXiv 2405.17220)."""
-    return read("rlaif_v", forms.rlaif_v, **source)
+    return collect("rlaif_v", forms.rlaif_v, **source)
 
 
 def stic(**source: Unpack[Source]) -> Built:
     """STIC (arXiv 2405.19716)."""
-    return read("stic", forms.stic, **source)
+    return collect("stic", forms.stic, **source)
 
 
 def llava_rlhf(history: str = "leave_out", **source: Unpack[Source]) -> Built:
     """LLaVA-RLHF (arXiv 2309.14525)."""
-    _one_of("history", history, "leave_out", "drop")
-    return read("llava_rlhf", partial(forms.llava_rlhf, history=history), **source)
+    one_of("history", history, "leave_out", "drop")
+    return collect("llava_rlhf", partial(forms.llava_rlhf, history=history), **source)
 
 
 def nlf(rejected: str = "first", **source: Unpack[Source]) -> Built:
     """NLF of DRESS (arXiv 2311.10081)."""
-    _one_of("rejected", rejected, "first", "previous")
-    return read("nlf", partial(forms.nlf, rejected=rejected), **source)
+    one_of("rejected", rejected, "first", "previous")
+    return collect("nlf", partial(forms.nlf, rejected=rejected), **source)
 
 
 def llava_instruct(rounds: str = "first", **source: Unpack[Source]) -> Built:
     """LLaVA-Instruct (arXiv 2304.08485): answers without pairs."""
-    _one_of("rounds", rounds, "first", "each")
-    return read("llava_instruct", partial(forms.llava_instruct, rounds=rounds), **source)
+    one_of("rounds", rounds, "first", "each")
+    return collect("llava_instruct", partial(forms.llava_instruct, rounds=rounds), **source)
 
 
 def vlfeedback(
@@ -63,9 +63,4 @@ def vlfeedback(
 ) -> Built:
     """VLFeedback (arXiv 2312.10665); the rules are those of `vlfeedback.VLFeedback`."""
     form = VLFeedback(pairs, tuple(aspects), min_margin, prompts, chosen_by)
-    return read("vlfeedback", form, form.hint, **source)
-
-
-def _one_of(name: str, value: str, *options: str) -> None:
-    if value not in options:
-        raise BadDataError(f"dataset.{name}={value} is not known. Use {' or '.join(options)}.")
+    return collect("vlfeedback", form, form.hint, **source)

@@ -27,7 +27,8 @@ RULES = ("best_worst", "random", "all", "best")
 
 @dataclass
 class VLFeedback:
-    """The form of its rows, see `forms`. `best` gives the best answer alone, as its Draft's one response.
+    """The form of its rows, see `forms`. With `all` the pairs of a prompt share a weight of 1; `best` gives the best
+    answer alone, as its Draft's one response.
 
     `prompts` and `chosen_by` are regular expressions for a prompt's id and the chosen answer's model. What rows
     had instead is counted, for the message where nothing matches.
@@ -122,7 +123,8 @@ class VLFeedback:
             )
         if self.pairs == "all":
             places = {id(response): place for place, response in enumerate(rated)}
-            return tuple(rated), tuple(Preference(places[id(g)], places[id(b)]) for g, b in pairs)
+            weight = 1 / len(pairs)  # a prompt counts once, however many pairs it has
+            return tuple(rated), tuple(Preference(places[id(g)], places[id(b)], weight) for g, b in pairs)
         if self.pairs == "random":
             return min(pairs, key=lambda two: _rank(name, two[0].text, two[1].text)), (Preference(0, 1),)
         widest = max(_score_of(good) - _score_of(bad) for good, bad in pairs)
