@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="[%(asctime)s] %(levelname)s %(message)s")
     config = json.loads(sys.stdin.readline())
     # A loader's worker closes the input that it inherits, and would wait for the thread that reads it.
-    leader, sys.stdin = os.dup(sys.stdin.fileno()), open(os.devnull)
+    leader, sys.stdin = os.dup(sys.stdin.fileno()), io.StringIO()
     threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
     from mllm_align.pipeline import plan_cell
     from mllm_align.runs import follow

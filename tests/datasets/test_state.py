@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,13 +15,10 @@ from omegaconf import OmegaConf
 from photos import encoded, picture, write_jsonl
 from PIL import Image
 
-from mllm_align.datasets.images import FileImage
-from mllm_align.datasets.parquet import read_groups, write_groups
-from mllm_align.datasets.places import ZipImage
+from mllm_align.datasets.parquet import read_groups
 from mllm_align.datasets.state import images
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import preferences_stage
-from mllm_align.records import Example, Group, Preference, Response
 from mllm_align.store import Store
 
 
@@ -129,18 +125,6 @@ def test_images_of_every_form_count(form, kind, tmp_path):
         os.utime(tmp_path / "a.png", ns=(1, 1))
         assert images(str(path), root) != first
         painted(tmp_path / "a.png", "red")
-
-
-def test_images_that_a_stored_set_refers_to_count(tmp_path):
-    painted(tmp_path / "a.png", "red")
-    with zipfile.ZipFile(tmp_path / "i.zip", "w") as archive:
-        archive.write(tmp_path / "a.png", "a.png")
-    for image in (FileImage(str(tmp_path), "a.png", refer=True), ZipImage(str(tmp_path / "i.zip"), "a.png")):
-        group = Group(Example("a", image, "?"), (Response("x"), Response("y")), (Preference(0, 1),))
-        write_groups(tmp_path / "set" / "d.parquet", [group], refer=True)
-        first = images(str(tmp_path / "set"))
-        os.utime(image.place.get("zip") or tmp_path / "a.png", ns=(1, 1))
-        assert images(str(tmp_path / "set")) != first
 
 
 def test_images_inside_the_file_are_not_read(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ Nothing is decoded. The rows are read once a process, and each image's size and 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -20,7 +19,7 @@ from mllm_align.datasets.errors import BadDataError
 from mllm_align.datasets.hub import is_hub
 from mllm_align.datasets.rows import find, image_roots, kind_of, read_rows
 
-FIELDS = ("images", "image", "place")
+FIELDS = ("images", "image")
 
 
 def images(path: str, image_root: str | None = None) -> str | None:
@@ -85,20 +84,9 @@ def _columns(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _of(row: Mapping[str, Any]) -> Iterator[str]:
-    for field in FIELDS[:2]:
+    for field in FIELDS:
         value = row.get(field)
         for one in value if isinstance(value, list) else [value]:
             name = one.get("path") if isinstance(one, Mapping) else one
             if isinstance(name, str) and name and not name.startswith("data:"):
                 yield name
-    if isinstance(place := row.get("place"), str):
-        yield from _placed(place)
-
-
-def _placed(place: str) -> Iterator[str]:
-    """The file that a stored set refers to, see `places`."""
-    try:
-        told = json.loads(place)
-        yield told.get("zip") or told.get("parquet") or os.path.join(told["folder"], told["path"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return
