@@ -50,7 +50,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def package_versions() -> dict[str, str]:
     """Python, this package and what it depends on, without importing any of them."""
     names = ["mllm-align", "torch", "transformers", "peft", "lightning", "tokenizers", "safetensors", "numpy"]
-    names += ["hydra-core", "omegaconf", "torchdata", "torchvision", "pillow", "pyarrow", "wandb"]
+    names += ["hydra-core", "omegaconf", "torchvision", "pillow", "pyarrow", "wandb"]
     found = {"python": platform.python_version()}
     for name in names:
         try:

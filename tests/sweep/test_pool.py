@@ -10,7 +10,6 @@ from mllm_align.sweep import pool
 
 HEAVY = (
     "torch",
-    "torchdata.stateful_dataloader",
     "transformers.models.llava.modeling_llava",
     "peft",
     "lightning",
