@@ -13,9 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from mllm_align.checks import ImpossibleCell, check
+from mllm_align.entry import plain
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import run_cell
-from mllm_align.train import plain
 
 CONF = Path(conf_dir())
 # Not run here: `api` needs a server (tests/annotators/test_api.py); `local` files (tests/test_own_data.py).

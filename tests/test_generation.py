@@ -23,10 +23,10 @@ from mllm_align.cli import main
 from mllm_align.compute.decoding import generate, stop_tokens
 from mllm_align.compute.packing import collate
 from mllm_align.datasets.parquet import read_groups
+from mllm_align.entry import plain
 from mllm_align.models.load import Policy, load_policy
 from mllm_align.paths import conf_dir
 from mllm_align.records import Example
-from mllm_align.train import plain
 
 pytest.importorskip("openai", reason="pip install 'mllm-align[api]'")
 

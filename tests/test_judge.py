@@ -11,10 +11,10 @@ from mllm_align import stages
 from mllm_align.annotators.agreement import accuracy_interval, compare, judged_rows
 from mllm_align.annotators.base import Comparison, Judgement
 from mllm_align.cli import main
+from mllm_align.entry import plain
 from mllm_align.judge import told
 from mllm_align.paths import conf_dir
 from mllm_align.records import Preference
-from mllm_align.train import plain
 from tiny import make_groups
 
 

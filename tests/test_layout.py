@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "mllm_align"
 
 # From the bottom up: a module may import from its own layer and from the ones before it.
 LAYERS = [
-    {"records", "paths", "fingerprints", "host", "launch", "redact", "terminal"},
+    {"records", "paths", "fingerprints", "host", "launch", "redact", "terminal", "entry"},
     {"scenes", "losses", "advantages", "noise", "store", "record", "estimate"},
     {"api", "compute", "models", "datasets", "benchmarks", "similarity"},
     {"samplers", "annotators"},
@@ -22,18 +22,7 @@ LAYERS = [
     {"cli", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-KNOWS_HYDRA = {
-    "pipeline",
-    "stages",
-    "sweep",
-    "train",
-    "sample",
-    "evaluate",
-    "table",
-    "judge",
-    "export",
-    "datacheck",
-}
+KNOWS_HYDRA = {"entry", "train", "table", "pipeline", "sweep"}
 
 
 def imports(path: Path) -> list[str]:

@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from mllm_align.checks import ImpossibleCell
+from mllm_align.entry import plain
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import plan_cell, ready_cell
-from mllm_align.train import plain
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from mllm_align.entry import plain
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import plan_cell
 from mllm_align.record import read_record, read_scalars
 from mllm_align.tables.spec import read_spec
-from mllm_align.train import plain
 from standins import environment
 
 CONF = Path(conf_dir())

@@ -7,10 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from mllm_align import runs
+from mllm_align.entry import plain
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import plan_cell, run_cell
 from mllm_align.record import read_record
-from mllm_align.train import plain
 
 
 @pytest.fixture

@@ -11,29 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig
-
-from mllm_align.paths import conf_dir
-from mllm_align.train import plain, say_errors_shortly
+from mllm_align.entry import command
 
 SHOWN = 20
 BAD = 1
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="data_check")
-def _main(cfg: DictConfig) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, format="[%(asctime)s] %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-    bad: list[bool] = []
-    code = say_errors_shortly(lambda: bad.append(_run(plain(cfg)))) or (BAD if bad == [True] else 0)
-    if code:
-        sys.exit(code)
-
-
-def _run(config: dict[str, Any]) -> bool:
-    """Writes and prints what was found. -> whether something can't be used"""
+def _run(config: dict[str, Any]) -> int:
+    """Writes and prints what was found; BAD where something can't be used."""
     from mllm_align.store import write_json
     from mllm_align.tables.dataset_page import write_page
 
@@ -45,7 +30,7 @@ def _run(config: dict[str, Any]) -> bool:
     visible = [group for group in groups if group.example.image.key not in found["images"]["wrong"]]
     page = write_page(visible, out / "page.html", found["dataset"], lines, config["shown"], config["seed"])
     print(f"report: {out / 'check.json'}\npage with pictures: {page}")
-    return bool(found["rows"]["skipped"] or found["images"]["wrong"])
+    return BAD if found["rows"]["skipped"] or found["images"]["wrong"] else 0
 
 
 def check(config: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -183,9 +168,7 @@ def _tokens(report: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def main() -> int:
-    _main()
-    return 0
+main = command("data_check", _run, logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,13 @@ reads the result.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from omegaconf import DictConfig
-
-from mllm_align.paths import conf_dir
-from mllm_align.train import plain, say_errors_shortly
+from mllm_align.entry import command
 
 if TYPE_CHECKING:
     from mllm_align.models.load import Policy
@@ -30,15 +25,6 @@ DTYPES = (
     "dtype",
     "torch_dtype",
 )  # config.json's names for the number format: now, and before transformers 4.56
-
-
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="export")
-def _main(cfg: DictConfig) -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="[%(asctime)s] %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-    if code := say_errors_shortly(lambda: _run(plain(cfg))):
-        sys.exit(code)
 
 
 def _run(config: dict[str, Any]) -> None:
@@ -177,9 +163,7 @@ def starts_bare(processor: Any) -> bool:
     return tokenizer(text)["input_ids"][0] == tokenizer.bos_token_id
 
 
-def main() -> int:
-    _main()
-    return 0
+main = command("export", _run)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig
-
-from mllm_align.paths import conf_dir
-from mllm_align.train import plain, say_errors_shortly
-
-
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="judge")
-def _main(cfg: DictConfig) -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="[%(asctime)s] %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-    if code := say_errors_shortly(lambda: _run(plain(cfg))):
-        sys.exit(code)
+from mllm_align.entry import command
 
 
 def _run(config: dict[str, Any]) -> None:
@@ -64,9 +50,7 @@ def told(figures: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def main() -> int:
-    _main()
-    return 0
+main = command("judge", _run)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mllm_align.paths import conf_dir
+from mllm_align.entry import command, plain
 from mllm_align.record import RECORD
 from mllm_align.tables.load import Run
-from mllm_align.train import plain, say_errors_shortly
 
 if TYPE_CHECKING:
     from mllm_align.benchmarks.base import Benchmark
@@ -31,11 +29,9 @@ if TYPE_CHECKING:
 OF_COMPARISONS = ("report", "markdown", "csv", "latex")
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="table")
-def _main(cfg: DictConfig) -> None:
-    run = _run if cfg.get("table") is None else _study
-    if code := say_errors_shortly(lambda: run(plain(cfg))):
-        sys.exit(code)
+def _rendered(config: dict[str, Any]) -> None:
+    """A comparison of runs, or a table of the study."""
+    (_run if config.get("table") is None else _study)(config)
 
 
 def _run(config: dict[str, Any]) -> None:
@@ -211,9 +207,7 @@ def _cell(overrides: Sequence[str]) -> Cell:
     return plan_cell(plain(compose("train", overrides=list(overrides))))
 
 
-def main() -> int:
-    _main()
-    return 0
+main = command("table", _rendered, logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -2,82 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import sysconfig
-import traceback
-from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
-from mllm_align.paths import PACKAGE, conf_dir
-
-REFUSED = 2
-STOPPED = 130
-# Packages whose errors are about the config, or say what to do.
-TELLING = {"mllm_align", "hydra", "omegaconf"}
+from mllm_align.entry import command
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config without Hydra's own part. Raises ValueError where a value is missing, naming it."""
-    try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ValueError(f"{error.full_key} has no value; give {error.full_key}=...") from None
-    assert isinstance(values, dict)
-    return {str(name): value for name, value in values.items()}
-
-
-def say_errors_shortly(run: Any) -> int:
-    """Run `run`; a mistake of the user's (ValueError, missing file) ends with one message instead of a traceback.
-
-    What is raised by a module of the user's own, or inside a library, is raised on: its traceback says where.
-    """
-    try:
-        run()
-    except (ValueError, FileNotFoundError) as error:
-        if not _tells(error):
-            raise
-        message = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        print(f"mllm-align: {type(error).__name__}: {message}", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        print("mllm-align: stopped; the same command goes on from what is stored", file=sys.stderr)
-        return STOPPED
-    return 0
-
-
-def _tells(error: BaseException) -> bool:
-    """Whether the message is enough: this package, or what composes its config, raised it."""
-    if type(error).__module__.partition(".")[0] in TELLING:
-        return True
-    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, FileNotFoundError):  # it names the file, also where a library opened it
-        files = [file for file in files if file.is_relative_to(PACKAGE) or not _of_a_library(file)]
-    return bool(files) and files[-1].is_relative_to(PACKAGE)
-
-
-def _of_a_library(file: Path) -> bool:
-    """Python's own or installed code, also what is frozen into Python (`<frozen ...>`)."""
-    installed = {"site-packages", "dist-packages"} & set(file.parts)
-    return bool(installed) or file.is_relative_to(sysconfig.get_path("stdlib")) or str(file).startswith("<")
-
-
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
-def _main(cfg: DictConfig) -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="[%(asctime)s] %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-    overrides = list(HydraConfig.get().overrides.task)
-    code = say_errors_shortly(lambda: _run(plain(cfg), overrides))
-    if code:
-        sys.exit(code)
-
-
-def _run(config: dict[str, Any], overrides: list[str]) -> None:
+def _run(config: dict[str, Any]) -> None:
     from mllm_align.launch import place
     from mllm_align.pipeline import ready_cell, run_cell
     from mllm_align.record import run_folder
@@ -87,6 +20,7 @@ def _run(config: dict[str, Any], overrides: list[str]) -> None:
             raise ValueError(
                 f"sweep.{name}={value} is a grid of cells: add -m, and leave hydra/launcher as it is"
             )
+    overrides = list(HydraConfig.get().overrides.task)
     if config["estimate"]:
         from mllm_align.estimate.run import tell
 
@@ -110,9 +44,7 @@ def _run(config: dict[str, Any], overrides: list[str]) -> None:
     print(f"record, adapter and predictions: {run_folder(cell.outputs, cell.label, cell.seed)}")
 
 
-def main() -> int:
-    _main()
-    return 0
+main = command("train", _run)
 
 
 if __name__ == "__main__":

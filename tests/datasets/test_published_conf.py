@@ -14,10 +14,10 @@ from mllm_align import stages
 from mllm_align.datasets.errors import BadDataError
 from mllm_align.datasets.parquet import read_groups
 from mllm_align.datasets.published import sets
+from mllm_align.entry import plain
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import preferences_stage
 from mllm_align.store import Store
-from mllm_align.train import plain
 
 OPTIONS = sorted(path.stem for path in (conf_dir() / "dataset" / "published").glob("*.yaml"))
 ASKS_A_MODEL = {name for name in OPTIONS if name.startswith("vlfeedback_")}

@@ -221,10 +221,10 @@ def test_the_corrupted_set_is_a_stage(tmp_path, read, monkeypatch):
     from hydra import compose, initialize_config_dir
 
     from mllm_align.datasets.parquet import read_groups
+    from mllm_align.entry import plain
     from mllm_align.paths import conf_dir
     from mllm_align.pipeline import preferences_stage
     from mllm_align.store import Store
-    from mllm_align.train import plain
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     read(*(rows.vlfeedback(f"{kind}-{i}", prompt=f"{i}?") for kind in ("llava", "svit") for i in range(4)))

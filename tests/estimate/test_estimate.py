@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from mllm_align.compute.logprobs import response_logprobs
 from mllm_align.compute.packing import collate
+from mllm_align.entry import plain
 from mllm_align.estimate.cost import (
     GIB,
     GPUS,
@@ -31,7 +32,6 @@ from mllm_align.estimate.model import PINPOINTS, RELEASED, best_pinpoint, read_m
 from mllm_align.estimate.run import Assumed, Run, estimate, gpu_of, lines, model_of
 from mllm_align.models.load import Policy, add_lora
 from mllm_align.paths import conf_dir
-from mllm_align.train import plain
 from tiny import make_groups, make_model, make_processor
 
 SEVEN = read_model(RELEASED["published/llava_1_6_7b"])

@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from mllm_align.checks import ImpossibleCell
+from mllm_align.entry import plain
 from mllm_align.launch import ALONE, Place, place
 from mllm_align.modules.order import MicroPlan, Plan
 from mllm_align.modules.parallel import share, trainer_settings
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import plan_cell, run_cell
 from mllm_align.record import read_record, read_scalars, run_folder
-from mllm_align.train import plain
 
 TWO = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.workers=0", "trainer.devices=2"]
 # Seven examples in steps of 2 x 2: the last pass of an epoch has one, so one of two processes has none of its own.

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from mllm_align.benchmarks.stats import Interval
+from mllm_align.entry import plain
 from mllm_align.paths import conf_dir
 from mllm_align.pipeline import plan_cell
 from mllm_align.record import RunRecord, read_record
@@ -21,7 +22,6 @@ from mllm_align.tables.paper import Reported
 from mllm_align.tables.rows import Cell
 from mllm_align.tables.spec import read_spec
 from mllm_align.tables.study import direction, make_table, state
-from mllm_align.train import plain
 
 TABLES = sorted(path.stem for path in (conf_dir() / "table").glob("*.yaml"))
 EXPERIMENTS = sorted(

@@ -9,9 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from mllm_align.checks import ImpossibleCell
+from mllm_align.entry import plain, say_errors_shortly
 from mllm_align.store import file_entry, load
 from mllm_align.sweep.cells import read_rows
-from mllm_align.train import plain, say_errors_shortly
 
 
 def test_an_error_of_this_package_is_one_message(capsys):
