@@ -170,24 +170,27 @@ def test_the_table_is_made_of_them(ran, stand_ins) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_row(ran, stand_ins) -> None:
-    two = ["trainer=ddp", "trainer.devices=2", "outputs=both"]
-    loading = "trainer.workers=1"  # as on a GPU: a process of its own prepares what each takes
+def test_two_processes_train_the_same_rows(ran, stand_ins) -> None:
+    """The documented command once more, with `trainer=ddp` in place of one GPU."""
     words = [
-        "mllm-align",
-        "train",
-        "world=published",
-        "experiment=common/dpo_povid",
-        "benchmark=published/pope",
+        word.replace("trainer=gpu", "trainer=ddp")
+        for word in documented("mllm-align train -m world=published")
     ]
-    done = run([*words, *two], ran, stand_ins[1], *SMALL, loading)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (both,) = (ran / "both/runs").glob("*/seed0")
-    alone = ran / "outputs/runs" / both.parent.name / "seed0"  # the same config, so the same folder
-    figures = [dict(read_scalars(folder)["loss"]) for folder in (alone, both)]
-    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
-    ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (alone, both))
-    assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours)
+    loading = "trainer.workers=1"  # as on a GPU: a process of its own prepares what each takes
+    done = run(words, ran, stand_ins[1], *SMALL, "trainer.devices=2", "outputs=both", loading)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = sorted((ran / "both/runs").glob("*/seed0"))
+    assert len(rows) == 4
+    for both in rows:
+        alone = ran / "outputs/runs" / both.parent.name / "seed0"  # the same config, so the same folder
+        if not (alone / "adapter").is_dir():
+            continue  # the baseline
+        figures = [dict(read_scalars(folder)["loss"]) for folder in (alone, both)]
+        assert figures[1] == pytest.approx(figures[0], rel=1e-3), both
+        ours, theirs = (
+            load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (alone, both)
+        )
+        assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in ours), both
 
 
 @pytest.mark.slow
