@@ -46,6 +46,7 @@ def test_a_table_is_a_sweep_over_its_rows(tmp_path):
             ["sweep.table=table12", "experiment=common/baseline,common/dpo_povid"],
             "sweep.table=table12: row 1 sets experiment",
         ),
+        (["sweep.table=table12", "alignment=dpo,ipo"], "alignment=dpo would make other rows of the table's"),
     ],
 )
 def test_a_table_that_cannot_be_swept_is_refused(tmp_path, arguments, words):

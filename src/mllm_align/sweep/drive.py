@@ -35,8 +35,8 @@ from mllm_align.sweep.run import Settings, run_plan
 from mllm_align.tables.spec import read_spec
 
 REFUSED = 2
-# Groups that a row of a table chooses.
-OF_ROWS = ("experiment", "alignment", "dataset", "sampler", "annotator")
+# Groups that a row of a table chooses, by its experiment.
+OF_ROWS = ("alignment", "dataset", "sampler", "annotator")
 STOPPED = 130
 
 Overrides = list[tuple[str, ...]]
