@@ -45,8 +45,11 @@ LISTS = ("alignment.takes", "alignment.when")
 
 def check(config: Config) -> None:
     """Refuse what cannot work before anything is loaded. Raises ImpossibleCell."""
-    if config["seed"] < 0:
-        raise ImpossibleCell(f"seed={config['seed']} cannot seed a random stream; choose 0 or more")
+    seed = config["seed"]
+    if type(seed) is not int or seed < 0:
+        raise ImpossibleCell(
+            f"seed={seed} cannot seed a random stream; choose a whole number, 0 or more (several: -m seed=0,1,2)"
+        )
     check_keys(config)
     check_words(config)
     check_devices(config)

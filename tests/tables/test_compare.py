@@ -309,6 +309,13 @@ def test_a_damaged_record_is_shown_as_unreadable(tmp_path):
     assert all(row.notes for label, row in rows.items() if label != "none-none")
 
 
+def test_a_record_of_several_seeds_does_not_end_the_table(tmp_path):
+    write_run(tmp_path, "none", "none", n=10)
+    file = write_run(tmp_path, "dpo", n=10) / "record.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "seed": [0, 1]}))
+    assert {row.status for row in compare([tmp_path], **QUICK).rows} == {"finished", "unreadable"}
+
+
 def test_no_runs_at_all_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run there"):
         load_runs([tmp_path])

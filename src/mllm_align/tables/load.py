@@ -83,12 +83,12 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 def load_run(folder: Path) -> Run:
     """One run's record, whatever state it is in."""
     data = read_record(folder)
-    if not data:
+    if type(data.get("seed")) is not int:  # no record, or not one that a run of one seed leaves
         return Run(folder, folder.parent.name, -1, "unreadable", problem=f"{RECORD} is missing or damaged")
     run = Run(
         folder=folder,
         label=str(data.get("label", folder.parent.name)),
-        seed=int(data.get("seed", -1)),
+        seed=data["seed"],
         status=str(data.get("status", "unreadable")),
         axes={name: _axis(value) for name, value in data.get("axes", {}).items()},
         benchmarks={name: entry.get("spec", {}) for name, entry in data.get("benchmarks", {}).items()},
