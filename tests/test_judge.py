@@ -3,9 +3,11 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from mllm_align import stages
 from mllm_align.annotators.agreement import accuracy_interval, compare, judged_rows
@@ -111,3 +113,16 @@ def test_what_cannot_be_judged_is_refused(tmp_path, capsys, monkeypatch, overrid
         main(["judge", *overrides, "dataset.size=2"])
     assert stop.value.code == 2
     assert advice in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("more", "judged"), [([], 4), (["dataset.size=3"], 3)])
+def test_own_data_are_judged_as_they_are(tmp_path, tiny_folders, monkeypatch, more, judged):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("a.png")
+    rows = [
+        {"image": "a.png", "prompt": "?", "chosen": f"Red {i}.", "rejected": f"A cup {i}."} for i in range(4)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["judge", "dataset=local", "dataset.path=pairs.jsonl", "annotator=self", *more,
+          f"base_model.path={tiny_folders['llava']}"])  # fmt: skip
+    assert json.loads(Path("outputs/judgements/self/local/judge.json").read_text())["pairs"] == judged

@@ -22,7 +22,7 @@ LAYERS = [
     {"cli", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-KNOWS_HYDRA = {"entry", "train", "table", "pipeline", "sweep"}
+KNOWS_HYDRA = {"entry", "train", "judge", "table", "pipeline", "sweep"}
 
 
 def imports(path: Path) -> list[str]:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from mllm_align.entry import command
 
 
@@ -14,6 +16,10 @@ def _run(config: dict[str, Any]) -> None:
         raise ValueError(
             "annotator=none judges nothing; choose annotator=oracle (scenes only), self, large, reward_model or api"
         )
+    build = config["dataset"]["build"]
+    given = any(override.startswith("dataset.size=") for override in HydraConfig.get().overrides.task)
+    if "split" not in build and not given:
+        build["size"] = None  # own data have no part that is kept aside, and are judged as they are
     from mllm_align import stages
     from mllm_align.benchmarks.base import write_jsonl
     from mllm_align.store import write_json
